@@ -1,0 +1,1 @@
+"""How fast and how small are the linear-cost forms? README.md has the method."""

@@ -1,0 +1,10 @@
+"""Array operations for short attention windows and recurrent memory.
+
+Arrays in, arrays out: no parameters, no Flax, no mesh. Each operation is a folder with
+a definition (`reference`), a linear-cost form in plain JAX that runs on every platform
+(`chunked`), and one public function that checks its arguments and chooses a form:
+
+- `pallas_kernels.local_attention.local_attention`
+- `pallas_kernels.mlstm.mlstm`
+- `pallas_kernels.short_conv.short_conv`
+"""

@@ -1,0 +1,42 @@
+"""``swax train``: a run from its configuration to its report."""
+
+from pathlib import Path
+
+from swa_jax.commands.evaluate import print_evaluation
+from swa_jax.evaluation.final import evaluate_run, save_evaluation
+from swa_jax.evaluation.report import render_report
+from swa_jax.training.config import RunConfig
+from swa_jax.training.loop import train
+
+
+def train_and_report(config: RunConfig, /, *, out: Path | None, resume: bool) -> None:
+    """Trains, evaluates at the smallest and largest window, prints and reports.
+
+    Raises ValueError and FileNotFoundError for a configuration, text or folder that
+    does not serve, FloatingPointError for a loss that is not finite, and
+    KeyboardInterrupt after a run that a signal stopped; its last step is saved.
+    """
+    folder = new_run_folder(Path("runs"), config) if out is None else out
+    print(f"run folder: {folder}", flush=True)
+    result = train(config, out=folder, resume=resume)
+    if result.step < config.steps:
+        raise KeyboardInterrupt(
+            f"step {result.step} is saved; go on with "
+            f"`swax train --resume --out {folder}`"
+        )
+    evaluation = evaluate_run(
+        config, result.model, result.params, result.data, step=result.step
+    )
+    save_evaluation(folder, evaluation)
+    print_evaluation(evaluation)
+    print(f"report: {render_report(folder)}")
+
+
+def new_run_folder(parent: Path, config: RunConfig, /) -> Path:
+    """Returns a path that is still free: parent/PRESET-sSEED, then with -2, -3, ..."""
+    name = f"{config.preset}-s{config.seed}"
+    folder, count = parent / name, 1
+    while folder.exists():
+        count += 1
+        folder = parent / f"{name}-{count}"
+    return folder

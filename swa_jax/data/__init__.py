@@ -1,0 +1,1 @@
+"""Text: corpora, tokenizers, packing, and batches with a position."""

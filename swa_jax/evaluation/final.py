@@ -1,0 +1,90 @@
+"""The evaluation that ends a run, and the file that keeps it."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from swa_jax.data.pipeline import TextData, validation_batches
+from swa_jax.evaluation.compression import gzip_bits_per_byte
+from swa_jax.evaluation.run_record import EVALUATION_FILE
+from swa_jax.evaluation.validation import evaluate
+from swa_jax.inference.text import generate_text
+from swa_jax.models.language_model import Model
+from swa_jax.training.config import RunConfig
+
+MAX_TOKENS = 2**18  # of validation text; bounds the time on a large corpus
+SAMPLE_PROMPT = "def "
+SAMPLE_TOKENS = 160
+SAMPLE_TEMPERATURE = 0.7
+
+
+def evaluate_run(
+    config: RunConfig,
+    model: Model,
+    params: Any,
+    data: TextData,
+    /,
+    *,
+    step: int,
+    windows: Iterable[int] = (),
+    max_tokens: int = MAX_TOKENS,
+) -> dict[str, Any]:
+    """Returns the content of evaluation.json.
+
+    An ``Evaluation`` for each of ``windows`` (tokens; none given: the smallest and the
+    largest trained one) over at most ``max_tokens`` of validation rows, a sample at the
+    largest, gzip over the whole validation text. Raises ValueError for windows below 1.
+    """
+    trained = {config.windows.smallest, config.windows.largest}
+    windows = sorted(set(windows) or trained)
+    rows = config.batch.rows // config.batch.accumulation
+    max_batches = max(1, max_tokens // (rows * config.data.seq_len))
+    evaluations = {}
+    for window in windows:
+        batches = validation_batches(data, batch_size=rows, max_batches=max_batches)
+        evaluations[str(window)] = evaluate(
+            model,
+            params,
+            batches,
+            window=window,
+            token_bytes=data.tokenizer.token_bytes_V,
+        )._asdict()
+    return {
+        "step": step,
+        "windows": evaluations,
+        "gzip_bits_per_byte": gzip_bits_per_byte(data.validation_text),
+        "sample": _sample(config, model, params, data, window=windows[-1]),
+        "text": {
+            "training": data.train_size._asdict(),
+            "validation": data.validation_size._asdict(),
+            "skipped": {reason: len(names) for reason, names in data.skipped.items()},
+        },
+    }
+
+
+def _sample(
+    config: RunConfig, model: Model, params: Any, data: TextData, /, *, window: int
+) -> dict[str, str]:
+    text = generate_text(
+        model,
+        params,
+        data.tokenizer,
+        SAMPLE_PROMPT,
+        tokens=SAMPLE_TOKENS,
+        window=window,
+        vocab_size=config.model.vocab_size,
+        temperature=SAMPLE_TEMPERATURE,
+        seed=config.seed,
+    )
+    return {"prompt": SAMPLE_PROMPT, "text": text}
+
+
+def save_evaluation(folder: Path, evaluation: dict[str, Any], /) -> Path:
+    """Returns the path of the evaluation.json that it writes, in one move."""
+    path = folder / EVALUATION_FILE
+    unfinished = path.with_suffix(".json.unfinished")
+    unfinished.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path

@@ -1,0 +1,50 @@
+"""Rotary position embedding whose angles stay exact at large positions."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A position is split into BLOCK * high + low. A float32 product position * frequency is
+# off by a tenth of a radian at position one million; both parts of the split are not.
+BLOCK = 1024
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, /, *, theta: float) -> jax.Array:
+    """Returns x with pair (x_j, x_{j + H/2}) turned by position * theta^(-2j/H).
+
+    The dot product of a rotated query and a rotated key depends on the difference of
+    their positions alone. Angles are within 1e-4 radians of the exact ones (modulo
+    2 pi) for 0 <= position < 4 million; the rotation is in float32, the result in x's
+    dtype. The two halves of a head are paired, as in Llama and GPT-NeoX, not
+    neighbours. Source: Su et al. 2021, eq. 34, arXiv:2104.09864.
+    """
+    angles_BT1F = angles(positions_BT, width=x_BTNH.shape[-1], theta=theta)[:, :, None]
+    cos, sin = jnp.cos(angles_BT1F), jnp.sin(angles_BT1F)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
+
+
+def angles(positions_BT: jax.Array, /, *, width: int, theta: float) -> jax.Array:
+    """Returns the angles in radians, modulo whole turns, of shape (B, T, width / 2)."""
+    coarse_F, fine_F, frequency_F = _frequencies(width, theta)
+    high_BT1 = (positions_BT // BLOCK).astype(jnp.float32)[..., None]
+    low_BT1 = (positions_BT % BLOCK).astype(jnp.float32)[..., None]
+    # high * coarse is exact: 12 bits times 12 bits. Its whole turns drop out.
+    turns_BTF = high_BT1 * coarse_F[None, None]
+    turns_BTF = turns_BTF - jnp.round(turns_BTF) + high_BT1 * fine_F[None, None]
+    return 2 * math.pi * turns_BTF + low_BT1 * frequency_F[None, None]
+
+
+@functools.cache
+def _frequencies(width: int, theta: float) -> tuple[np.ndarray, ...]:
+    """Returns turns per block (leading 12 bits, the rest) and radians per position."""
+    frequency_F = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    turns_F = BLOCK * frequency_F / (2 * math.pi)
+    turns_F -= np.round(turns_F)
+    coarse_F = np.round(turns_F * 2**12) / 2**12
+    parts = (coarse_F, turns_F - coarse_F, frequency_F)
+    return tuple(part.astype(np.float32) for part in parts)

@@ -1,0 +1,1 @@
+"""Language models as data and pure functions: config in, `Model` out."""

@@ -1,0 +1,251 @@
+"""What a model costs, in closed form: parameters, FLOPs per token, state bytes.
+
+FLOPs follow the convention that reproduces the SWAX paper's figures (arXiv:2509.24552).
+Forward, per token:
+
+    2 x parameters of all matrix products (the head included, the input embedding not)
+    + 4 N H S          per softmax attention layer that reads S keys, not halved for
+                       causality: S = the sequence, or the window if it is shorter
+    + 6 N H P          per mLSTM layer
+
+The backward pass costs twice the forward pass. Norms, activations, rotary embedding and
+softmax are not counted.
+"""
+
+import dataclasses
+
+from swa_jax.models.config import ModelConfig
+
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+_FLOAT32_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters.
+
+    Attributes:
+        total: all of them.
+        embedding: of the input embedding.
+        head: of the output projection, which is not tied to the embedding.
+        non_embedding: neither of these two; total = embedding + head + non_embedding.
+        matmul: in matrix products: every kernel, the head's too.
+    """
+
+    total: int
+    embedding: int
+    head: int
+    non_embedding: int
+    matmul: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KindCost:
+    """The cost of all the layers of one kind together, feed-forward and norms included.
+
+    Attributes:
+        kind: "swa", "attention" or "mlstm".
+        layers: number of layers of the kind.
+        parameters: number of parameters.
+        forward_flops: FLOPs/token.
+        state_bytes: bytes that one sequence carries from token to token.
+    """
+
+    kind: str
+    layers: int
+    parameters: int
+    forward_flops: int
+    state_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """The cost of a model at one sequence length and window.
+
+    Attributes:
+        seq_len: tokens of a sequence.
+        window: tokens that a query of a "swa" layer reads.
+        parameters: numbers of parameters.
+        forward_flops: FLOPs/token.
+        training_flops: FLOPs/token, forward and backward.
+        remat_flops: further FLOPs/token that rematerialisation spends; 0 without it.
+        state_bytes: bytes that one sequence of that length carries to the next token.
+        kinds: the same by kind of layer; embedding, head and final norm are in none.
+    """
+
+    seq_len: int
+    window: int
+    parameters: ParameterCount
+    forward_flops: int
+    training_flops: int
+    remat_flops: int
+    state_bytes: int
+    kinds: tuple[KindCost, ...]
+
+
+def account(config: ModelConfig, /, *, seq_len: int, window: int) -> Account:
+    """The cost of a model on sequences of ``seq_len`` tokens, every part of it.
+
+    Raises ValueError for a length or window below 1.
+    """
+    lengths = {"seq_len": seq_len, "window": window}
+    return Account(
+        **lengths,
+        parameters=parameter_count(config),
+        forward_flops=forward_flops_per_token(config, **lengths),
+        training_flops=training_flops_per_token(config, **lengths),
+        remat_flops=remat_flops_per_token(config, **lengths),
+        state_bytes=state_bytes(config, window=window, context=seq_len),
+        kinds=tuple(
+            _kind_cost(config, kind, **lengths) for kind in _layers_by_kind(config)
+        ),
+    )
+
+
+def parameter_count(config: ModelConfig, /) -> ParameterCount:
+    """The numbers of parameters: those of the tree that ``init`` makes."""
+    layers = _layers_by_kind(config).items()
+    matmul = sum(n * _layer_matmul_parameters(config, kind) for kind, n in layers)
+    vectors = sum(n * _layer_vector_parameters(config, kind) for kind, n in layers)
+    non_embedding = matmul + vectors + config.d_model  # and the final norm
+    embedding = config.vocab_size * config.d_model
+    return ParameterCount(
+        total=non_embedding + 2 * embedding,
+        embedding=embedding,
+        head=embedding,
+        non_embedding=non_embedding,
+        matmul=matmul + embedding,
+    )
+
+
+def forward_flops_per_token(
+    config: ModelConfig, /, *, seq_len: int, window: int
+) -> int:
+    """The FLOPs/token of a forward pass over ``seq_len`` tokens.
+
+    A window beyond the sequence counts as the sequence. Raises ValueError for a length
+    or window below 1.
+    """
+    head = 2 * config.vocab_size * config.d_model
+    return head + _layers_forward_flops(config, seq_len=seq_len, window=window)
+
+
+def training_flops_per_token(
+    config: ModelConfig, /, *, seq_len: int, window: int
+) -> int:
+    """The FLOPs/token of a forward and a backward pass: three times the forward's.
+
+    What rematerialisation recomputes is no use to the model and is not in it
+    (``remat_flops_per_token`` has it).
+    """
+    return 3 * forward_flops_per_token(config, seq_len=seq_len, window=window)
+
+
+def remat_flops_per_token(config: ModelConfig, /, *, seq_len: int, window: int) -> int:
+    """The FLOPs/token that rematerialisation adds to training, 0 if it is off.
+
+    Each period is computed once more in the backward pass; the head is not.
+    """
+    layers = _layers_forward_flops(config, seq_len=seq_len, window=window)
+    return layers if config.remat else 0
+
+
+def state_bytes(
+    config: ModelConfig, /, *, window: int, context: int, batch: int = 1
+) -> int:
+    """The bytes of what ``batch`` sequences carry from one token to the next.
+
+    Keys and values of window - 1 tokens per "swa" layer and of ``context`` tokens per
+    "attention" layer, in the compute dtype; C, n and m in float32 per "mlstm" layer.
+    Segment ids (4 bytes a cached token, and 4 a memory) and positions are not counted.
+
+    Raises ValueError for a number below 1.
+    """
+    _check_at_least_one(window=window, context=context, batch=batch)
+    return batch * sum(
+        layers * _layer_state_bytes(config, kind, window=window, context=context)
+        for kind, layers in _layers_by_kind(config).items()
+    )
+
+
+def _layers_by_kind(config: ModelConfig) -> dict[str, int]:
+    """Numbers of layers, in the order in which the pattern first names the kinds."""
+    pattern = config.pattern
+    return {kind: pattern.count(kind) * config.periods for kind in pattern}
+
+
+def _kind_cost(
+    config: ModelConfig, kind: str, *, seq_len: int, window: int
+) -> KindCost:
+    layers = _layers_by_kind(config)[kind]
+    matmul = _layer_matmul_parameters(config, kind)
+    mixing = _layer_mixing_flops(config, kind, seq_len=seq_len, window=window)
+    state = _layer_state_bytes(config, kind, window=window, context=seq_len)
+    return KindCost(
+        kind=kind,
+        layers=layers,
+        parameters=layers * (matmul + _layer_vector_parameters(config, kind)),
+        forward_flops=layers * (2 * matmul + mixing),
+        state_bytes=layers * state,
+    )
+
+
+def _layers_forward_flops(config: ModelConfig, *, seq_len: int, window: int) -> int:
+    _check_at_least_one(seq_len=seq_len, window=window)
+    return sum(
+        _kind_cost(config, kind, seq_len=seq_len, window=window).forward_flops
+        for kind in _layers_by_kind(config)
+    )
+
+
+def _layer_matmul_parameters(config: ModelConfig, kind: str) -> int:
+    width = config.d_model
+    feed_forward = 3 * width * config.hidden_width
+    if kind == "mlstm":
+        heads = config.mlstm.heads
+        query_key = 2 * heads * config.mlstm_key_width
+        value_gate_out = 3 * heads * config.mlstm_value_width
+        return feed_forward + width * (query_key + value_gate_out + 2 * heads)
+    heads = 2 * config.attention.heads + 2 * config.kv_heads
+    return feed_forward + width * heads * config.head_width
+
+
+def _layer_vector_parameters(config: ModelConfig, kind: str) -> int:
+    """Norm weights, biases and sinks."""
+    norms = 2 * config.d_model
+    if kind == "mlstm":
+        gate_biases = 2 * config.mlstm.heads
+        return norms + gate_biases + config.mlstm.heads * config.mlstm_value_width
+    query_key_norms = 2 * config.head_width if config.attention.qk_norm else 0
+    sinks = config.attention.heads if config.attention.sinks else 0
+    return norms + query_key_norms + sinks
+
+
+def _layer_mixing_flops(
+    config: ModelConfig, kind: str, *, seq_len: int, window: int
+) -> int:
+    """FLOPs/token between tokens: scores and their sum over values, or the memory."""
+    if kind == "mlstm":
+        return (
+            6 * config.mlstm.heads * config.mlstm_key_width * config.mlstm_value_width
+        )
+    keys = min(window, seq_len) if kind == "swa" else seq_len
+    return 4 * keys * config.attention.heads * config.head_width
+
+
+def _layer_state_bytes(
+    config: ModelConfig, kind: str, *, window: int, context: int
+) -> int:
+    if kind == "mlstm":
+        key_width, value_width = config.mlstm_key_width, config.mlstm_value_width
+        memory = key_width * value_width + key_width + 1
+        return _FLOAT32_BYTES * config.mlstm.heads * memory
+    tokens = window - 1 if kind == "swa" else context
+    head_bytes = _DTYPE_BYTES[config.dtype] * config.head_width
+    return 2 * tokens * config.kv_heads * head_bytes
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {name}={number}")

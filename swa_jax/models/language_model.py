@@ -1,0 +1,256 @@
+"""The language model: embedding, scanned periods of layers, norm, head."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swa_jax.layers.functional import Functional, functional
+from swa_jax.layers.initialization import input_std
+from swa_jax.layers.linear import Embedding, Linear
+from swa_jax.layers.normalization import RMSNorm
+from swa_jax.layers.soft_cap import soft_cap
+from swa_jax.models.block import block, initial_block_state
+from swa_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+class ModelState(NamedTuple):
+    """What a model remembers of the tokens that it has read.
+
+    `position_B` is the position of the next token, `segment_id_B` the segment of the
+    last one; `layers` holds the mixers' states under the names of `params["periods"]`,
+    each with a leading axis of periods.
+    """
+
+    position_B: jax.Array
+    segment_id_B: jax.Array
+    layers: dict[str, Any]
+
+
+class Apply(Protocol):
+    """The signature of `Model.apply`; `language_model` says what it returns."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        /,
+        *,
+        window: int | jax.Array,
+        segment_ids: jax.Array | None = None,
+        state: ModelState | None = None,
+    ) -> tuple[jax.Array, ModelState | None]: ...
+
+
+class InitState(Protocol):
+    """The signature of `Model.init_state`; `language_model` says what it returns."""
+
+    def __call__(self, batch: int, /, *, window: int, context: int) -> ModelState: ...
+
+
+class Model(NamedTuple):
+    """A language model as pure functions of a plain nested dict of float32 arrays."""
+
+    init: Callable[[jax.Array], Params]
+    apply: Apply
+    init_state: InitState
+
+
+def language_model(config: ModelConfig, /) -> Model:
+    """Returns init, apply and init_state of the model that a config describes.
+
+    - `init(key)`: the parameters. Everything under "periods" has a leading axis of
+      periods.
+    - `apply(params, tokens_BT, *, window, segment_ids, state)`: the float32 logits_BTV
+      of each next token, and the state after the last token (None in, None out).
+      `window`, in tokens and the reading token included, is for the layers "swa"; a
+      traced scalar serves every window with one compilation. Tokens see their own
+      segment alone; with a state, no segment ids means that the last segment goes on.
+      Rotary positions run on through segments: only differences count.
+    - `init_state(batch, *, window, context)`: the state before the first token. Layers
+      "swa" keep window - 1 tokens, which serves windows up to `window`; layers
+      "attention" read the last `context` tokens and those of the call.
+
+    They raise ValueError for tokens, segment ids, a state, a window or parameters that
+    do not fit the model or each other; a traced window larger than the one that the
+    state was made for goes unnoticed, and reads what the state kept.
+    """
+    return Model(
+        functools.partial(_init, config),
+        functools.partial(_apply, config),
+        functools.partial(_init_state, config),
+    )
+
+
+def layer_names(config: ModelConfig, /) -> tuple[str, ...]:
+    """Returns the names of one period's layers, such as ("0_swa", "1_mlstm")."""
+    return tuple(f"{index}_{kind}" for index, kind in enumerate(config.pattern))
+
+
+@functools.cache
+def _parts(config: ModelConfig) -> tuple[dict[str, Functional], dict[str, Functional]]:
+    """Returns what stands around the periods, and the layers of one period."""
+    V, D = config.vocab_size, config.d_model
+    options = {"std": input_std(D), "dtype": config.dtype}
+    make = {
+        "embed": lambda rngs: Embedding(V, D, rngs=rngs, **options),
+        "final_norm": lambda rngs: RMSNorm(D, eps=config.norm_eps),
+        "head": lambda rngs: Linear(
+            D, V, output_dtype=jnp.float32, rngs=rngs, **options
+        ),
+    }
+    outside = {name: functional(module, name=name) for name, module in make.items()}
+    names = layer_names(config)
+    layers = {n: block(config, k) for n, k in zip(names, config.pattern, strict=True)}
+    return outside, layers
+
+
+def _init(config: ModelConfig, key: jax.Array, /) -> Params:
+    outside, layers = _parts(config)
+    periods_key, outside_key = jax.random.split(key)
+
+    def init_period(key: jax.Array) -> Params:
+        return _init_each(layers, key)
+
+    period_keys = jax.random.split(periods_key, config.periods)
+    periods = jax.vmap(init_period)(period_keys)
+    return _init_each(outside, outside_key) | {"periods": periods}
+
+
+def _init_each(parts: dict[str, Functional], key: jax.Array) -> Params:
+    keys = jax.random.split(key, len(parts))
+    return {n: parts[n].init(key) for n, key in zip(parts, keys, strict=True)}
+
+
+def _apply(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    /,
+    *,
+    window: int | jax.Array,
+    segment_ids: jax.Array | None = None,
+    state: ModelState | None = None,
+) -> tuple[jax.Array, ModelState | None]:
+    _check_tokens(tokens_BT, segment_ids)
+    positions_BT = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+    if state is not None:
+        _check_state(config, state, tokens_BT.shape[0], window)
+        positions_BT = positions_BT + state.position_B[:, None]
+        if segment_ids is None:
+            segment_ids = jnp.broadcast_to(state.segment_id_B[:, None], tokens_BT.shape)
+    outside, _ = _parts(config)
+    x_BTD = outside["embed"].bind(params["embed"])(tokens_BT)
+    x_BTD, layer_states = _scan_periods(
+        config,
+        params["periods"],
+        x_BTD,
+        None if state is None else state.layers,
+        positions_BT=positions_BT,
+        window=window,
+        segment_ids_BT=segment_ids,
+    )
+    x_BTD = outside["final_norm"].bind(params["final_norm"])(x_BTD)
+    logits_BTV = outside["head"].bind(params["head"])(x_BTD)
+    if config.logit_softcap is not None:
+        logits_BTV = soft_cap(logits_BTV, cap=config.logit_softcap)
+    if state is None or segment_ids is None:
+        return logits_BTV, None
+    position_B = state.position_B + tokens_BT.shape[1]
+    segment_id_B = segment_ids[:, -1].astype(jnp.int32)
+    return logits_BTV, ModelState(position_B, segment_id_B, layer_states)
+
+
+def _scan_periods(
+    config: ModelConfig,
+    params: Params,
+    x_BTD: jax.Array,
+    layer_states: dict[str, Any] | None,
+    **inputs: Any,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Returns x_BTD after all periods, and the stacked states of their layers.
+
+    The scan is compiled once for all periods. Every bound module is made inside it.
+    """
+    _, layers = _parts(config)
+
+    def period(x_BTD, params_and_states):
+        params, states = params_and_states
+        if params.keys() != layers.keys():
+            raise ValueError(
+                f"parameters do not fit the model: a period has the layers "
+                f"{sorted(layers)}, got {sorted(params)}"
+            )
+        new_states = {}
+        for name, layer in layers.items():
+            state = None if states is None else states[name]
+            x_BTD, new_states[name] = layer.bind(params[name])(
+                x_BTD, state=state, **inputs
+            )
+        return x_BTD, new_states
+
+    body = jax.checkpoint(period, prevent_cse=False) if config.remat else period
+    return jax.lax.scan(body, x_BTD, (params, layer_states), length=config.periods)
+
+
+def _init_state(
+    config: ModelConfig, batch: int, /, *, window: int, context: int
+) -> ModelState:
+    for name, count in {"batch": batch, "window": window}.items():
+        if count < 1:
+            raise ValueError(f"init_state wants {name} >= 1; got {name}={count}.")
+    if context < 0:
+        raise ValueError(f"init_state wants context >= 0 tokens; got {context=}.")
+    layers = {
+        name: initial_block_state(
+            config, kind, batch=batch, window=window, context=context
+        )
+        for name, kind in zip(layer_names(config), config.pattern, strict=True)
+    }
+    zeros_B = jnp.zeros((batch,), jnp.int32)
+    stacked = jax.tree.map(
+        lambda leaf: jnp.tile(leaf[None], (config.periods, *[1] * leaf.ndim)), layers
+    )
+    return ModelState(zeros_B, zeros_B, stacked)
+
+
+def _check_tokens(tokens_BT: jax.Array, segment_ids: jax.Array | None) -> None:
+    """Returns nothing; raises ValueError for what is not tokens and their segments."""
+    for name, ids in {"tokens": tokens_BT, "segment_ids": segment_ids}.items():
+        if ids is None:
+            continue
+        if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
+            raise ValueError(
+                f"the model wants {name} as integers of shape (batch, tokens); got "
+                f"{ids.dtype}{list(ids.shape)}."
+            )
+        if ids.shape != tokens_BT.shape or 0 in ids.shape:
+            raise ValueError(
+                f"the model wants at least one token, and segment_ids of the tokens' "
+                f"shape; got {name} {ids.shape}, tokens {tokens_BT.shape}."
+            )
+
+
+def _check_state(
+    config: ModelConfig, state: ModelState, batch: int, window: int | jax.Array
+) -> None:
+    """Returns nothing; raises ValueError for a state of other sequences or windows."""
+    if state.position_B.shape != (batch,):
+        raise ValueError(
+            f"the model wants a state of the tokens' batch {batch}; got one made for "
+            f"batch {state.position_B.shape[0]}."
+        )
+    for name, kind in zip(layer_names(config), config.pattern, strict=True):
+        if kind != "swa" or not isinstance(window, int | np.integer):
+            continue
+        served = state.layers[name].k_BPKH.shape[2] + 1
+        if window > served:
+            raise ValueError(
+                f"the state was made for windows up to {served} tokens; got {window=}. "
+                "Make it with init_state(..., window=the largest one)."
+            )

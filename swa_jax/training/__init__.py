@@ -1,0 +1,1 @@
+"""Training: configuration, one step, where it runs, its record and its checkpoints."""

@@ -1,0 +1,124 @@
+"""A run folder: what is in it, how one begins, and how a trained model is opened."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from swa_jax.configuration import from_dict, to_dict
+from swa_jax.data.tokenizer import Tokenizer, load_tokenizer
+from swa_jax.models.language_model import Model, language_model
+from swa_jax.training.checkpoint import Checkpoints, check_same_run
+from swa_jax.training.config import MeshConfig, RunConfig
+from swa_jax.training.metrics import write_in_one_move
+from swa_jax.training.sharding import make_mesh, params_shardings
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+class Run(NamedTuple):
+    """A trained model, as it was after a step."""
+
+    config: RunConfig
+    model: Model
+    params: Any  # nested dict of float32 arrays
+    tokenizer: Tokenizer
+    step: int  # completed optimizer steps
+
+
+def open_run(
+    path: Path, /, *, step: int | None = None, mesh: MeshConfig | None = None
+) -> Run:
+    """The run of a folder after a step (None: the newest checkpoint).
+
+    The parameters lie on a mesh (None: whole, on the first device). Opening changes
+    nothing in the folder, which may belong to a run in progress.
+
+    Raises FileNotFoundError where there is no run, no tokenizer or no checkpoint, and
+    ValueError for a configuration that is not one, or a step without a checkpoint.
+    """
+    path = Path(path)
+    config = read_config(path)
+    if not (path / TOKENIZER_FILE).is_file():
+        raise FileNotFoundError(f"{path} has no {TOKENIZER_FILE}: the run never began")
+    model = language_model(config.model)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = params_shardings(shapes, make_mesh(mesh or MeshConfig(data=1)))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        shapes,
+        shardings,
+    )
+    with Checkpoints(path / CHECKPOINT_FOLDER) as checkpoints:
+        step = _choose_step(checkpoints, step)
+        params = checkpoints.restore_params(abstract, step=step)
+    tokenizer = load_tokenizer(path / TOKENIZER_FILE)
+    return Run(config, model, params, tokenizer, step)
+
+
+def _choose_step(checkpoints: Checkpoints, step: int | None) -> int:
+    steps = checkpoints.steps()
+    if not steps:
+        raise FileNotFoundError(
+            f"{checkpoints.folder} holds no complete checkpoint yet; `swax train "
+            "--resume` goes on with the run"
+        )
+    if step is not None and step not in steps:
+        raise ValueError(f"no checkpoint of {step=}; the run has those of {steps}")
+    return steps[-1] if step is None else step
+
+
+def read_config(path: Path, /) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises FileNotFoundError where there is none, ValueError where it is not one.
+    """
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} is no run folder: {CONFIG_FILE} is missing. Give the folder that "
+            "`swax train --out` wrote"
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return from_dict(RunConfig, values)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def check_folder(path: Path, config: RunConfig, /, *, resume: bool) -> None:
+    """Raises an error that says what to do where a run may not begin or go on here.
+
+    Beginning needs a folder that is empty or not there (else ValueError); resuming
+    needs one with the same configuration (else FileNotFoundError or ValueError).
+    """
+    if resume:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there is no run to resume in {path}; leave --resume out to begin one"
+            )
+        check_same_run(read_config(path), config)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"{path} is not an empty folder; go on with its run with --resume, or give "
+            "another --out"
+        )
+
+
+def begin_folder(path: Path, config: RunConfig, tokenizer: Tokenizer, /) -> None:
+    """Writes the configuration and, where it is missing, the tokenizer."""
+    path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    write_in_one_move(path / CONFIG_FILE, text)
+    file = path / TOKENIZER_FILE
+    if not file.exists():
+        unfinished = path / (TOKENIZER_FILE + ".tmp")
+        tokenizer.save(unfinished)
+        unfinished.replace(file)

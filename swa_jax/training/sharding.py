@@ -1,0 +1,186 @@
+"""Where arrays live: a mesh, one table from parameter paths to axes, the jitted step.
+
+The axes of the mesh: "data" holds copies of the parameters, "fsdp" cuts parameters and
+optimizer state, "tensor" cuts heads, feed-forward width and vocabulary. Rows of a batch
+lie over data and fsdp.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from swa_jax.models.language_model import Model
+from swa_jax.training.config import MeshConfig
+from swa_jax.training.optimizer import Optimizer
+from swa_jax.training.step import TrainState, initial_state, train_step
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_SPEC = P(("data", "fsdp"))
+REPLICATED = P()
+
+# Every parameter path matches exactly one pattern, as a whole. The leading axis of
+# everything under "periods" is the scanned one, which is never cut. Kernels are
+# (in, out): those that read the residual stream are cut at their outputs, those that
+# write it at their inputs, so a layer needs one sum over the tensor axis.
+PARAMETER_SPECS: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding", P("tensor", "fsdp")),
+    (
+        r"periods/\w+/mixer/(query|key|value|output_gate)/kernel",
+        P(None, "fsdp", "tensor"),
+    ),
+    (r"periods/\w+/mixer/out/kernel", P(None, "tensor", "fsdp")),
+    (r"periods/\w+/mixer/(input|forget)_gate/kernel", P(None, "fsdp", None)),
+    (r"periods/\w+/mixer/(input|forget)_gate/bias", REPLICATED),
+    (r"periods/\w+/mixer/sinks", REPLICATED),
+    (r"periods/\w+/feed_forward/(gate|up)/kernel", P(None, "fsdp", "tensor")),
+    (r"periods/\w+/feed_forward/down/kernel", P(None, "tensor", "fsdp")),
+    (r"periods/(\w+/)+\w+_norm/scale", REPLICATED),
+    (r"final_norm/scale", REPLICATED),
+    (r"head/kernel", P("fsdp", "tensor")),
+)
+
+
+def make_mesh(config: MeshConfig, /, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of the first data * fsdp * tensor of the devices (None: all there are).
+
+    Raises ValueError where the devices are too few or, with `data=None`, no multiple of
+    fsdp * tensor.
+    """
+    devices = jax.devices() if devices is None else devices
+    pieces = config.fsdp * config.tensor
+    data = len(devices) // pieces if config.data is None else config.data
+    wanted = data * pieces
+    if wanted > len(devices) or (config.data is None and wanted != len(devices)):
+        raise ValueError(
+            f"a mesh of {config} does not fit on {len(devices)} devices: data * fsdp * "
+            "tensor must be their number (or less, with data given)"
+        )
+    grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, /) -> P:
+    """The axes over which a parameter is cut, by the table.
+
+    An axis whose size does not divide the dimension is dropped for that dimension: the
+    parameter is then whole along it on every device.
+
+    Raises ValueError unless exactly one pattern of the table matches the path.
+    """
+    matches = [s for pattern, s in PARAMETER_SPECS if re.fullmatch(pattern, path)]
+    if len(matches) != 1:
+        raise ValueError(
+            f"parameter {path!r} matches {len(matches)} patterns of PARAMETER_SPECS, "
+            "wanted exactly one; give a new kind of parameter its own line"
+        )
+    axes = (*matches[0], *(None,) * (len(shape) - len(matches[0])))
+    return P(
+        *(
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
+    )
+
+
+def params_shardings(params: Any, mesh: Mesh, /) -> Any:
+    """The NamedSharding of every leaf of (possibly abstract) parameters."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, spec_of(path_name(path), leaf.shape, mesh)
+        ),
+        params,
+    )
+
+
+def state_shardings(state: TrainState, mesh: Mesh, /) -> Any:
+    """A TrainState of the NamedSharding of every leaf of a (maybe abstract) state.
+
+    A leaf of the optimizer's state whose path ends in that of a parameter lies as the
+    parameter does; its scalars are everywhere.
+    """
+    params = params_shardings(state.params, mesh)
+    by_path = {
+        path_name(path): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+    def follow(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, REPLICATED)
+        for start in range(len(path)):
+            sharding = by_path.get(path_name(path[start:]))
+            if sharding is not None:
+                return sharding
+        raise ValueError(
+            f"optimizer state {path_name(path)!r} of shape {leaf.shape} belongs to no "
+            "parameter; wanted a path that ends in a parameter's"
+        )
+
+    opt_state = jax.tree_util.tree_map_with_path(follow, state.opt_state)
+    everywhere: Any = NamedSharding(mesh, REPLICATED)
+    return TrainState(everywhere, params, opt_state)
+
+
+def path_name(path: tuple[Any, ...], /) -> str:
+    """A path of a tree as text, "periods/0_swa/mixer/query/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_rows(mesh: Mesh, /, *, rows: int, accumulation: int) -> None:
+    """Raises ValueError where a microbatch has no whole number of rows per device."""
+    pieces = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+    if rows % pieces:
+        raise ValueError(
+            f"batch.rows must be a multiple of data * fsdp * accumulation = {pieces}, "
+            f"got {rows=}; change batch.rows or give mesh.data"
+        )
+
+
+def abstract_state(model: Model, optimizer: Optimizer, mesh: Mesh, /) -> TrainState:
+    """The state as shapes, types and shardings, without any memory."""
+    shapes = jax.eval_shape(partial(initial_state, model, optimizer, seed=0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding
+        ),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
+
+
+def sharded_initial_state(
+    model: Model, optimizer: Optimizer, abstract: TrainState, /, *, seed: int
+) -> TrainState:
+    """The state before the first step, made in place on the devices that hold it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    make = partial(initial_state, model, optimizer, seed=seed)
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def jit_train_step(
+    model: Model, optimizer: Optimizer, abstract: TrainState, /, *, accumulation: int
+) -> jax.stages.Wrapped:
+    """`train_step` for the mesh of `abstract`; the state that goes in is given up."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = shardings.step.mesh
+    everywhere = NamedSharding(mesh, REPLICATED)
+    step = partial(
+        train_step, model=model, optimizer=optimizer, accumulation=accumulation
+    )
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), everywhere, everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def batch_sharding(mesh: Mesh, /) -> NamedSharding:
+    """Rows in blocks over data and fsdp, whole rows on each device."""
+    return NamedSharding(mesh, BATCH_SPEC)
