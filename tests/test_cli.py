@@ -194,7 +194,7 @@ def test_a_run_leaves_its_files(run, corpus):
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["step"] == 6
     assert list(evaluation["windows"]) == ["8", "64"]
-    assert evaluation["sample"]["prompt"] == "def "
+    assert evaluation["sample"]["prompt"] == "import os\n\n\ndef "
     assert 0.0 < evaluation["gzip_bits_per_byte"] < 2.0
     html = (run / "report.html").read_text()
     assert "Unfinished" not in html

@@ -101,7 +101,8 @@ def _race(ours: Case, theirs: Case, setting, rounds, to_our_layout) -> Race:
     difference = largest_difference(
         runs["ours"](), jax.tree.map(to_our_layout, runs["theirs"]())
     )
-    seconds = interleaved(runs, rounds=rounds)
+    # Both are warm: one call has compiled, one has been compared.
+    seconds = interleaved(runs, rounds=rounds, warmup_rounds=0)
     return Race(
         **setting,
         our_seconds=tuple(seconds["ours"]),

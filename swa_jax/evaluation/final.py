@@ -14,8 +14,8 @@ from swa_jax.inference.text import generate_text
 from swa_jax.models.language_model import Model
 from swa_jax.training.config import RunConfig
 
-MAX_TOKENS = 2**18  # of validation text; bounds the time on a large corpus
-SAMPLE_PROMPT = "def "
+MAX_TOKENS = 2**17  # of validation text; bounds the time on a large corpus
+SAMPLE_PROMPT = "import os\n\n\ndef "
 SAMPLE_TOKENS = 160
 SAMPLE_TEMPERATURE = 0.7
 

@@ -171,7 +171,7 @@ def _scan_periods(
     params: Params,
     x_BTD: jax.Array,
     layer_states: dict[str, Any] | None,
-    **inputs: Any,
+    **options: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Returns x_BTD after all periods, and the stacked states of their layers.
 
@@ -190,12 +190,14 @@ def _scan_periods(
         for name, layer in layers.items():
             state = None if states is None else states[name]
             x_BTD, new_states[name] = layer.bind(params[name])(
-                x_BTD, state=state, **inputs
+                x_BTD, state=state, **options
             )
         return x_BTD, new_states
 
     body = jax.checkpoint(period, prevent_cse=False) if config.remat else period
-    return jax.lax.scan(body, x_BTD, (params, layer_states), length=config.periods)
+    unroll = min(config.unroll, config.periods)
+    inputs = (params, layer_states)
+    return jax.lax.scan(body, x_BTD, inputs, length=config.periods, unroll=unroll)
 
 
 def _init_state(

@@ -208,13 +208,13 @@ class RunConfig:
 # parameter.
 RECIPES: dict[str, dict[str, Any]] = {
     "nano": {
-        "steps": 600,
+        "steps": 250,
         "rows": 16,
         "seq_len": 256,
         "optimizer": {"peak_lr": 4e-3, "warmup_fraction": 0.05, "clip_norm": 1.0},
         "windows": {"windows": (32, 256), "probabilities": (0.5, 0.5)},
-        "checkpoint": {"every": 200},
-        "logging": {"validation_every": 200, "validation_batches": 8},
+        "checkpoint": {"every": 50},
+        "logging": {"validation_every": 50, "validation_batches": 8},
     },
     "60m": {
         "steps": 9_000,

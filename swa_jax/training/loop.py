@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from swa_jax.data.corpus import describe_skipped
 from swa_jax.data.pipeline import (
     TextData,
     TrainIterator,
@@ -114,6 +115,7 @@ def train(
                 seconds=config.logging.console_seconds,
             ) as display,
         ):
+            display.message(_describe_text(data))
             if completed == config.steps:
                 display.message(f"the run in {out} has all its {completed} steps")
             else:
@@ -123,6 +125,17 @@ def train(
                     run, train_step, state, batches, completed, recorder
                 )
     return TrainResult(state.params, config, run.model, data, completed)
+
+
+def _describe_text(data: TextData) -> str:
+    """A line on the size of both splits and on the files that were left out."""
+    train, validation = data.train_size, data.validation_size
+    skipped = describe_skipped(data.skipped)
+    return (
+        f"text: {train.documents:,} documents to train on ({train.tokens:,} tokens), "
+        f"{validation.documents:,} held out ({validation.tokens:,} tokens)"
+        + (f"; {skipped}" if skipped else "")
+    )
 
 
 def _prepare(config: RunConfig, data: TextData) -> _Run:

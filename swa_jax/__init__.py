@@ -1,0 +1,1 @@
+"""SWAX and its relatives: windowed attention and recurrent memory, in JAX."""
