@@ -292,3 +292,7 @@ def _report(arguments: list[str]) -> None:
     from swa_jax.evaluation.report import render_report
 
     print(render_report(command.run))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

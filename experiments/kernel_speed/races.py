@@ -27,7 +27,8 @@ class Race:
     """Times of both, in seconds of each round, and the median of ours / theirs.
 
     A window of None is no window. `largest_difference` is that of the outputs and,
-    with gradients, of the gradients of all inputs. The first call includes compiling.
+    with gradients, of the gradients of all inputs; `largest_value` is the largest of
+    the same numbers, ours. The first call includes compiling.
     """
 
     part: Part
@@ -41,6 +42,7 @@ class Race:
     their_first_call_seconds: float
     ratio: float
     largest_difference: float
+    largest_value: float
     flops: float
 
 
@@ -98,9 +100,11 @@ def _race(ours: Case, theirs: Case, setting, rounds, to_our_layout) -> Race:
     part = setting["part"]
     runs = {"ours": ours.run(part), "theirs": theirs.run(part)}
     first = {name: seconds_of(run) for name, run in runs.items()}
-    difference = largest_difference(
-        runs["ours"](), jax.tree.map(to_our_layout, runs["theirs"]())
-    )
+    our_output = runs["ours"]()
+    their_output = jax.tree.map(to_our_layout, runs["theirs"]())
+    difference = largest_difference(our_output, their_output)
+    value = largest_difference(our_output, jax.tree.map(jnp.zeros_like, our_output))
+    del our_output, their_output
     # Both are warm: one call has compiled, one has been compared.
     seconds = interleaved(runs, rounds=rounds, warmup_rounds=0)
     return Race(
@@ -113,6 +117,7 @@ def _race(ours: Case, theirs: Case, setting, rounds, to_our_layout) -> Race:
         their_first_call_seconds=first["theirs"],
         ratio=median_ratio(seconds["ours"], seconds["theirs"]),
         largest_difference=difference,
+        largest_value=value,
     )
 
 

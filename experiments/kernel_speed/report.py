@@ -217,7 +217,7 @@ def _races(
             _milliseconds(row.flops / peak),
             _percent(row.flops / peak / row.our_median_seconds),
             _percent(row.flops / peak / row.their_median_seconds),
-            f"{row.largest_difference:.1e}",
+            f"{row.largest_difference:.1e} ({row.largest_value:.1e})",
         )
         for row in races
     ]
@@ -231,7 +231,7 @@ def _races(
         "floor (ms)",
         "our share",
         "their share",
-        "largest difference",
+        "difference (value)",
     )
     return Table(title, note, columns, rows)
 

@@ -66,7 +66,9 @@ def mlstm_chunked(
     memory = (memory_BNHQ * rescale_BN[..., None, None], fixed_m_BN)
     scaled_eps_JBNC = eps * jnp.exp(m_JBNC - fixed_m_JBNC)
     gates = (log_i_JBNC, decay_JBNC, runs_JBNC, fixed_m_JBNC, scaled_eps_JBNC)
-    body = jax.checkpoint(lambda c, x: _group(c, *x, normalize=normalize))
+    body = jax.checkpoint(
+        lambda c, x: _group(c, *x, normalize=normalize), prevent_cse=False
+    )
     inputs = (q_JBNCH, k_JBNCH, v_JBNCQ, gates)
     inputs = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), inputs)
     (memory_BNHQ, _), h_LJBNCP = jax.lax.scan(body, memory, inputs)

@@ -40,7 +40,7 @@ def test_a_run_keeps_every_time_and_where_it_comes_from(folder):
         assert row["floor_seconds"] > 0
     assert len(results["attention_races"]) == 4
     for row in results["attention_races"]:
-        assert 0 <= row["largest_difference"] < 1e-4
+        assert 0 <= row["largest_difference"] < 1e-5 * row["largest_value"]
     memory = results["memory"]
     assert memory["failure"] is None
     assert memory["peak_resident_bytes"] > 1e8  # JAX alone takes more
@@ -78,8 +78,8 @@ def test_jax_attention_reads_the_same_window():
     theirs = peer.jax_attention_case(ours, window=7)
     runs = [case.run("with gradients")() for case in (ours, theirs)]
     assert largest_difference(*runs) < 1e-5
-    wider = peer.jax_attention_case(ours, window=8).run("with gradients")()
-    assert largest_difference(runs[0], wider) > 1e-2
+    wider = peer.jax_attention_case(ours, window=8).run("forward")()
+    assert largest_difference(runs[0][0], wider) > 1e-2
 
 
 def test_a_difference_that_is_no_number_is_an_error():
@@ -125,7 +125,7 @@ def scaling_rows(ratio):
 
 def race_row(ratio, *, window):
     times = (1.0,), (1.0,), 1.0, 1.0, 1.0, 1.0
-    return Race("forward", 64, window, *times, ratio, 0.0, 1.0)
+    return Race("forward", 64, window, *times, ratio, 0.0, 1.0, 1.0)
 
 
 def verdicts(*, doubling, peak_bytes, ratio):

@@ -98,7 +98,7 @@ def test_narrow_dtypes_are_near(dtype):
     check_against_reference(a, dtype, windows=[50], softcap=8.0, sinks=True)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**16),
     T=st.integers(1, 300),

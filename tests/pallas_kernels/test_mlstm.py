@@ -97,7 +97,7 @@ def test_values_and_gradients_are_exact(T, norm):
         check_against_reference(a, "float64", norm=norm)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**16),
     T=st.integers(1, 200),
