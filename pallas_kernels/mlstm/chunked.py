@@ -8,6 +8,7 @@ sums of large terms that cancel.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from pallas_kernels.checks import accumulation_dtype
 from pallas_kernels.mlstm.state import EMPTY, MLSTMState
 
 CHUNK = 64  # tokens
-GROUP = 16  # chunks
+GROUP = 8  # chunks
 LARGEST_EXPONENT = 80.0  # exp(80) is finite in float32; h is zero there in any case
 
 
@@ -41,58 +42,88 @@ def mlstm_chunked(
     T = q_BTNH.shape[1]
     chunk = min(CHUNK, T)
     group = min(GROUP, -(-T // chunk))
-    cut = partial(_chunks, chunk=chunk, group=group)
-    # A value of one behind the others: the normaliser is the memory's last column.
-    ones_BTN1 = jnp.ones_like(v_BTNP[..., :1])
-    v_BTNQ = jnp.concatenate([v_BTNP, ones_BTN1], axis=-1)
-    q_JBNCH, k_JBNCH, v_JBNCQ = (cut(a, fill=0) for a in (q_BTNH, k_BTNH, v_BTNQ))
-    log_i_JBNC = cut(log_i_BTN, fill=EMPTY)
-    log_f_JBNC = cut(log_f_BTN, fill=0)
-    runs_JBNC = None
-    if resets_BT is not None:
-        runs_JBNC = jnp.cumsum(
-            cut(resets_BT[..., None], fill=0), axis=-1, dtype=jnp.int32
-        )
-    decay_JBNC = _running_sum(log_f_JBNC)
-    if stabilise:
-        m_BN = jnp.maximum(state.m_BN, EMPTY)
-        m_JBNC = _running_scale(log_i_JBNC, log_f_JBNC, runs_JBNC, m_BN)
-    else:
-        m_BN, m_JBNC = jnp.zeros_like(state.m_BN), jnp.zeros_like(log_i_JBNC)
-    fixed_m_JBNC = jax.lax.stop_gradient(m_JBNC)
+    gates = _gates(
+        log_i_BTN, log_f_BTN, resets_BT, state.m_BN, chunk, group, stabilise, eps
+    )
+    m_BN = jnp.maximum(state.m_BN, EMPTY) if stabilise else jnp.zeros_like(state.m_BN)
     fixed_m_BN = jax.lax.stop_gradient(m_BN)
     rescale_BN = jnp.exp(m_BN - fixed_m_BN)  # one, with the derivative of m
     memory_BNHQ = jnp.concatenate([state.c_BNHP, state.n_BNH[..., None]], axis=-1)
     memory = (memory_BNHQ * rescale_BN[..., None, None], fixed_m_BN)
-    scaled_eps_JBNC = eps * jnp.exp(m_JBNC - fixed_m_JBNC)
-    gates = (log_i_JBNC, decay_JBNC, runs_JBNC, fixed_m_JBNC, scaled_eps_JBNC)
-    body = jax.checkpoint(
-        lambda c, x: _group(c, *x, normalize=normalize), prevent_cse=False
-    )
-    inputs = (q_JBNCH, k_JBNCH, v_JBNCQ, gates)
-    inputs = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), inputs)
-    (memory_BNHQ, _), h_LJBNCP = jax.lax.scan(body, memory, inputs)
-    h_JBNCP = h_LJBNCP.reshape(-1, *h_LJBNCP.shape[2:])
-    rescale_BN = jnp.exp(fixed_m_JBNC[-1, ..., -1] - m_JBNC[-1, ..., -1])
-    memory_BNHQ = memory_BNHQ * rescale_BN[..., None, None]
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def body(memory, inputs):
+        *tokens, gates = inputs
+        q, k, v = (_chunks(x_BTNH, chunk) for x_BTNH in tokens)
+        memory, h_JBNCP = _group(memory, q, k, v, gates, normalize=normalize)
+        h_BJCNP = h_JBNCP.transpose(1, 0, 3, 2, 4)
+        return memory, h_BJCNP.reshape(h_BJCNP.shape[0], -1, *h_BJCNP.shape[3:])
+
+    tokens = (_groups(x, chunk * group) for x in (q_BTNH, k_BTNH, v_BTNP))
+    grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), gates)
+    (memory_BNHQ, fixed_m_BN), h_LBTNP = jax.lax.scan(body, memory, (*tokens, grouped))
+    m_BN = gates.m_JBNC[-1, ..., -1]
+    memory_BNHQ = memory_BNHQ * jnp.exp(fixed_m_BN - m_BN)[..., None, None]
     last = MLSTMState(
-        memory_BNHQ[..., :-1],
-        memory_BNHQ[..., -1],
-        m_JBNC[-1, ..., -1],
-        state.segment_id_B,
+        memory_BNHQ[..., :-1], memory_BNHQ[..., -1], m_BN, state.segment_id_B
     )
-    h_BJCNP = h_JBNCP.transpose(1, 0, 3, 2, 4)
-    h_BTNP = h_BJCNP.reshape(h_BJCNP.shape[0], -1, *h_BJCNP.shape[3:])
+    h_BLTNP = jnp.moveaxis(h_LBTNP, 0, 1)
+    h_BTNP = h_BLTNP.reshape(h_BLTNP.shape[0], -1, *h_BLTNP.shape[3:])
     return h_BTNP[:, :T], last
 
 
-def _chunks(x_BTN, *, chunk, group, fill):
-    """Returns x_BTN... as JBNC..., padded with `fill` to whole groups."""
+class _Gates(NamedTuple):
+    """The gates of every chunk: all that is known before the memory is.
+
+    `decay` is the sum of log f from the chunk's start, `runs` the number of resets
+    since then (None without resets), `m` the scale and `eps` the scaled eps.
+    """
+
+    log_i_JBNC: jax.Array
+    decay_JBNC: jax.Array
+    runs_JBNC: jax.Array | None
+    m_JBNC: jax.Array
+    eps_JBNC: jax.Array
+
+
+def _gates(log_i_BTN, log_f_BTN, resets_BT, m_BN, chunk, group, stabilise, eps):
+    """Returns the gates in chunks, padded with tokens that write nothing."""
+
+    def cut(x_BTN, fill):
+        return _chunks(_padded(x_BTN, chunk * group, fill)[..., None], chunk)[..., 0]
+
+    log_i_JBNC, log_f_JBNC = cut(log_i_BTN, EMPTY), cut(log_f_BTN, 0)
+    runs_JBNC = None
+    if resets_BT is not None:
+        resets_JBNC = cut(resets_BT[..., None], fill=0)
+        runs_JBNC = jnp.cumsum(resets_JBNC, axis=-1, dtype=jnp.int32)
+    m_JBNC = jnp.zeros_like(log_i_JBNC)
+    if stabilise:
+        m_BN = jnp.maximum(m_BN, EMPTY)
+        m_JBNC = _running_scale(log_i_JBNC, log_f_JBNC, runs_JBNC, m_BN)
+    scaled_eps_JBNC = eps * jnp.exp(m_JBNC - jax.lax.stop_gradient(m_JBNC))
+    decay_JBNC = _running_sum(log_f_JBNC)
+    return _Gates(log_i_JBNC, decay_JBNC, runs_JBNC, m_JBNC, scaled_eps_JBNC)
+
+
+def _padded(x_BTN, length, fill):
+    """Returns x with `fill` behind it, up to a multiple of `length` tokens."""
     padding = [(0, 0)] * x_BTN.ndim
-    padding[1] = (0, -x_BTN.shape[1] % (chunk * group))
-    x_BTN = jnp.pad(x_BTN, padding, constant_values=fill)
-    x_BJCN = x_BTN.reshape(x_BTN.shape[0], -1, chunk, *x_BTN.shape[2:])
-    return jnp.moveaxis(x_BJCN, (1, 0, 3, 2), (0, 1, 2, 3))
+    padding[1] = (0, -x_BTN.shape[1] % length)
+    return jnp.pad(x_BTN, padding, constant_values=fill)
+
+
+def _groups(x_BTNH, length):
+    """Returns x_BTNH as LBTNH, L groups of `length` tokens."""
+    x_BTNH = _padded(x_BTNH, length, 0)
+    x_BLTNH = x_BTNH.reshape(x_BTNH.shape[0], -1, length, *x_BTNH.shape[2:])
+    return jnp.moveaxis(x_BLTNH, 1, 0)
+
+
+def _chunks(x_BTNH, chunk):
+    """Returns x_BTNH as JBNCH, J chunks of `chunk` tokens."""
+    x_BJCNH = x_BTNH.reshape(x_BTNH.shape[0], -1, chunk, *x_BTNH.shape[2:])
+    return x_BJCNH.transpose(1, 0, 3, 2, 4)
 
 
 def _running_sum(x_JBNC):
@@ -135,45 +166,52 @@ def _running_scale(log_i_JBNC, log_f_JBNC, runs_JBNC, m_BN):
     return jnp.moveaxis(jnp.maximum(decay_CJBN + before_JBN[None], m_CJBN), 0, -1)
 
 
-def _group(memory, q_JBNCH, k_JBNCH, v_JBNCQ, gates, *, normalize):
+def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, gates, *, normalize):
     """Returns the memory after a group of chunks and their outputs h_JBNCP.
 
     The chunks of a group share every matmul; only the decay of the memory from chunk to
-    chunk is sequential.
+    chunk is sequential. A value of one stands behind the others: the normaliser is the
+    last column of the memory, Q = P + 1.
     """
-    log_i_JBNC, decay_JBNC, runs_JBNC, m_JBNC, eps_JBNC = gates
+    H = q_JBNCH.shape[-1]
     dtype = memory[0].dtype
-    m_JBN = m_JBNC[..., -1]
-    before_m_JBN = jnp.concatenate([memory[1][None], m_JBN[:-1]])
-    # Exponents: token s in the output at t, old memory at t, s in the new memory.
+    m_JBNC = jax.lax.stop_gradient(gates.m_JBNC)
+    within_JBNCC, old_JBNC, write_JBNC = _exponents(gates, m_JBNC, memory[1])
+    k_JBNHC = k_JBNCH.swapaxes(-1, -2)
+    v_JBNCQ = jnp.concatenate([v_JBNCP, jnp.ones_like(v_JBNCP[..., :1])], axis=-1)
+    k_write_JBNHC = k_JBNHC.astype(dtype) * jnp.exp(write_JBNC)[..., None, :]
+    written_JBNHQ = _dot(k_write_JBNHC.astype(k_JBNCH.dtype), v_JBNCQ)
+    last_BNHQ, c_JBNHQ = _decay(memory[0], jnp.exp(old_JBNC[..., -1]), written_JBNHQ)
+
+    scores_JBNCC = _dot(q_JBNCH, k_JBNHC) * (H**-0.5 * jnp.exp(within_JBNCC))
+    q_old_JBNCH = q_JBNCH.astype(dtype) * (H**-0.5 * jnp.exp(old_JBNC))[..., None]
+    h_JBNCQ = _dot(scores_JBNCC, v_JBNCQ)
+    h_JBNCQ += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHQ)
+    h_JBNCP = h_JBNCQ[..., :-1]
+    if normalize:
+        floor_JBNC = jnp.exp(jnp.minimum(-m_JBNC, LARGEST_EXPONENT))
+        divisor_JBNC = jnp.maximum(jnp.abs(h_JBNCQ[..., -1]), floor_JBNC)
+        h_JBNCP /= (divisor_JBNC + gates.eps_JBNC)[..., None]
+    return (last_BNHQ, m_JBNC[-1, ..., -1]), h_JBNCP.astype(q_JBNCH.dtype)
+
+
+def _exponents(gates, m_JBNC, m_BN):
+    """Returns the logarithms of three weights, EMPTY where nothing passes: of token s
+    in the output at t (JBNCC), of the memory before the chunk in the output at t, and
+    of token s in the memory after the chunk (JBNC)."""
+    log_i_JBNC, decay_JBNC, runs_JBNC, _, _ = gates
+    C = m_JBNC.shape[-1]
+    before_JBN = jnp.concatenate([m_BN[None], m_JBNC[:-1, ..., -1]])
     within_JBNCC = decay_JBNC[..., :, None] + (log_i_JBNC - decay_JBNC)[..., None, :]
     within_JBNCC = within_JBNCC - m_JBNC[..., :, None]
-    old_JBNC = decay_JBNC + before_m_JBN[..., None] - m_JBNC
-    write_JBNC = decay_JBNC[..., -1:] - decay_JBNC + log_i_JBNC - m_JBN[..., None]
-    C, H = q_JBNCH.shape[-2:]
+    old_JBNC = decay_JBNC + before_JBN[..., None] - m_JBNC
+    write_JBNC = decay_JBNC[..., -1:] - decay_JBNC + log_i_JBNC - m_JBNC[..., -1:]
     seen_JBNCC = jnp.tril(jnp.ones((C, C), bool))[None, None, None]
     if runs_JBNC is not None:
         seen_JBNCC = seen_JBNCC & (runs_JBNC[..., :, None] == runs_JBNC[..., None, :])
         old_JBNC = jnp.where(runs_JBNC == 0, old_JBNC, EMPTY)
         write_JBNC = jnp.where(runs_JBNC == runs_JBNC[..., -1:], write_JBNC, EMPTY)
-
-    k_write_JBNCH = k_JBNCH.astype(dtype) * jnp.exp(write_JBNC)[..., None]
-    written_JBNHQ = _dot(
-        "...sh,...sq->...hq", k_write_JBNCH.astype(v_JBNCQ.dtype), v_JBNCQ
-    )
-    last_BNHQ, c_JBNHQ = _decay(memory[0], jnp.exp(old_JBNC[..., -1]), written_JBNHQ)
-
-    weight_JBNCC = jnp.exp(jnp.where(seen_JBNCC, within_JBNCC, EMPTY)) * H**-0.5
-    scores_JBNCC = _dot("...th,...sh->...ts", q_JBNCH, k_JBNCH) * weight_JBNCC
-    q_old_JBNCH = q_JBNCH.astype(dtype) * (H**-0.5 * jnp.exp(old_JBNC))[..., None]
-    h_JBNCQ = _dot("...ts,...sq->...tq", scores_JBNCC, v_JBNCQ)
-    h_JBNCQ += _dot("...th,...hq->...tq", q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHQ)
-    h_JBNCP = h_JBNCQ[..., :-1]
-    if normalize:
-        floor_JBNC = jnp.exp(jnp.minimum(-m_JBNC, LARGEST_EXPONENT))
-        divisor_JBNC = jnp.maximum(jnp.abs(h_JBNCQ[..., -1]), floor_JBNC) + eps_JBNC
-        h_JBNCP /= divisor_JBNC[..., None]
-    return (last_BNHQ, m_JBN[-1]), h_JBNCP.astype(q_JBNCH.dtype)
+    return jnp.where(seen_JBNCC, within_JBNCC, EMPTY), old_JBNC, write_JBNC
 
 
 def _decay(memory_BNHQ, keep_JBN, written_JBNHQ):
@@ -186,11 +224,10 @@ def _decay(memory_BNHQ, keep_JBN, written_JBNHQ):
     return jax.lax.scan(chunk, memory_BNHQ, (keep_JBN, written_JBNHQ))
 
 
-def _dot(equation, x, y):
-    """Returns the contraction: inputs in the narrower dtype, sums in a wide one."""
+def _dot(x, y):
+    """Returns x @ y: inputs in the narrower dtype, sums in a wide one."""
     narrow = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
-    return jnp.einsum(
-        equation,
+    return jnp.matmul(
         x.astype(narrow),
         y.astype(narrow),
         preferred_element_type=accumulation_dtype(narrow),
