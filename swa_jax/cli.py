@@ -67,7 +67,7 @@ class Eval:
     run: RunFolder
     step: int | None = None
     windows: tuple[int, ...] = ()
-    max_tokens: int = 2**18
+    max_tokens: int = 2**17
 
 
 @dataclasses.dataclass(frozen=True)

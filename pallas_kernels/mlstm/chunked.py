@@ -7,7 +7,6 @@ and the scale of the last state) carry its derivative. That spares the backward 
 sums of large terms that cancel.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -51,7 +50,6 @@ def mlstm_chunked(
     memory_BNHQ = jnp.concatenate([state.c_BNHP, state.n_BNH[..., None]], axis=-1)
     memory = (memory_BNHQ * rescale_BN[..., None, None], fixed_m_BN)
 
-    @partial(jax.checkpoint, prevent_cse=False)
     def body(memory, inputs):
         *tokens, gates = inputs
         q, k, v = (_chunks(x_BTNH, chunk) for x_BTNH in tokens)
@@ -59,6 +57,8 @@ def mlstm_chunked(
         h_BJCNP = h_JBNCP.transpose(1, 0, 3, 2, 4)
         return memory, h_BJCNP.reshape(h_BJCNP.shape[0], -1, *h_BJCNP.shape[3:])
 
+    if chunk * group < T:  # a single group is kept, not computed again
+        body = jax.checkpoint(body, prevent_cse=False)
     tokens = (_groups(x, chunk * group) for x in (q_BTNH, k_BTNH, v_BTNP))
     grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), gates)
     (memory_BNHQ, fixed_m_BN), h_LBTNP = jax.lax.scan(body, memory, (*tokens, grouped))
