@@ -144,7 +144,7 @@ def _dot(equation, x, y):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(blocks, sinks_KR, window, layout):
+def _attend(blocks, sinks_KR, window, layout) -> jax.Array:
     return _forward(blocks, sinks_KR, window, layout)[0]
 
 

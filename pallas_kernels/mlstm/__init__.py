@@ -72,7 +72,8 @@ def mlstm(
             value_width=size["P"],
             dtype=dtype,
         )
-    state = MLSTMState(*(a.astype(dtype) for a in state[:3]), state.segment_id_B)
+    c_BNHP, n_BNH, m_BN = (a.astype(dtype) for a in state[:3])
+    state = MLSTMState(c_BNHP, n_BNH, m_BN, state.segment_id_B)
     resets_BT = None
     if segment_ids is not None:
         segment_ids = segment_ids.astype(jnp.int32)

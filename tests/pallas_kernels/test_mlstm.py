@@ -1,6 +1,7 @@
 """The matrix memory: every implementation against the float64 recurrence."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,8 @@ def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     ids = segments(4, a)
     options = {"implementation": implementation}
     whole, last = run(a, ids=ids, with_state=False, **options)
-    state, pieces = None, []
+    state: Any = None
+    pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 150), strict=True):
         tokens = (a[name][:, start:stop] for name in ("q", "k", "v", "i", "f"))
         piece, state = mlstm(

@@ -1,6 +1,7 @@
 """The short convolution: every implementation against the float64 definition."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,8 @@ def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     ids = np.sort(np.random.default_rng(1).integers(0, 4, (2, 40))).astype(np.int32)
     options = {"bias": a["bias"], "implementation": implementation}
     whole, last = short_conv(a["x"], a["w"], segment_ids=ids, **options)
-    state, pieces = None, []
+    state: Any = None
+    pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 40), strict=True):
         part = {"state": state, "segment_ids": ids[:, start:stop]}
         piece, state = short_conv(a["x"][:, start:stop], a["w"], **part, **options)
