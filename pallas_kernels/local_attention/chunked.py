@@ -8,7 +8,7 @@ blocks and computes the weights again from the saved log-sum-exp.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def local_attention_chunked(
         sinks_N = jnp.full((N,), -jnp.inf, dtype)
     sinks_KR = jnp.repeat(sinks_N.astype(dtype).reshape(K, N // K), block, axis=1)
     window = jnp.asarray(T + S if window is None else window, jnp.int32)
-    out_IBKRH = _attend(blocks, sinks_KR, window, layout)
+    out_IBKRH: Any = _attend(blocks, sinks_KR, window, layout)
     out_IBKGCH = out_IBKRH.reshape(-1, B, K, N // K, block, H)
     out_BTNH = out_IBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, N, H)
     return out_BTNH[:, :T]
@@ -144,7 +144,7 @@ def _dot(equation, x, y):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(blocks, sinks_KR, window, layout) -> jax.Array:
+def _attend(blocks, sinks_KR, window, layout):
     return _forward(blocks, sinks_KR, window, layout)[0]
 
 
