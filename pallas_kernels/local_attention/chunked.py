@@ -132,6 +132,13 @@ def _logits(q_BKRH, i, j, query_segments_BC, blocks, window, layout):
     return logits_BKRC, visible_B1RC
 
 
+def _logits_slope(logits_BKRC, width, layout):
+    """Returns d logits / d (q . k), from the logits."""
+    if layout.softcap is None:
+        return width**-0.5
+    return width**-0.5 * (1.0 - jnp.square(logits_BKRC / layout.softcap))
+
+
 def _dot(equation, x, y):
     """Returns the contraction: inputs in the dtype of y, sums in float32 or wider."""
     return jnp.einsum(
@@ -211,20 +218,17 @@ def _attend_backward(layout, residuals, dout_IBKRH):
 
         def key_block(j, carry):
             dq_BKRH, dk_JBKCH, dv_JBKCH = carry
-            k_BKCH, v_BKCH = blocks.k_JBKCH[j], blocks.v_JBKCH[j]
             logits_BKRC, visible = _logits(
                 q_BKRH, i, j, query_segments_BC, blocks, window, layout
             )
             shifted_BKRC = jnp.where(visible, logits_BKRC - lse_BKR[..., None], MASKED)
             weights_BKRC = jnp.exp(shifted_BKRC)
-            dweights_BKRC = _dot("bkrh,bkch->bkrc", dout_BKRH, v_BKCH)
+            dweights_BKRC = _dot("bkrh,bkch->bkrc", dout_BKRH, blocks.v_JBKCH[j])
             dlogits_BKRC = weights_BKRC * (dweights_BKRC - mean_BKR[..., None])
-            if layout.softcap is not None:
-                dlogits_BKRC *= 1.0 - jnp.square(logits_BKRC / layout.softcap)
-            dlogits_BKRC *= q_BKRH.shape[-1] ** -0.5
+            dlogits_BKRC *= _logits_slope(logits_BKRC, q_BKRH.shape[-1], layout)
             dv_BKCH = _dot("bkrc,bkrh->bkch", weights_BKRC, dout_BKRH)
             dk_BKCH = _dot("bkrc,bkrh->bkch", dlogits_BKRC, q_BKRH)
-            dq_BKRH += _dot("bkrc,bkch->bkrh", dlogits_BKRC, k_BKCH)
+            dq_BKRH += _dot("bkrc,bkch->bkrh", dlogits_BKRC, blocks.k_JBKCH[j])
             return dq_BKRH, dk_JBKCH.at[j].add(dk_BKCH), dv_JBKCH.at[j].add(dv_BKCH)
 
         first, last = _visible_blocks(i, len(blocks.k_JBKCH), window, layout)
@@ -232,14 +236,9 @@ def _attend_backward(layout, residuals, dout_IBKRH):
         dq_BKRH, *carry = jax.lax.fori_loop(first, last, key_block, empty)
         return tuple(carry), dq_BKRH.astype(q_BKRH.dtype)
 
-    inputs = (
-        jnp.arange(len(blocks.q_IBKRH), dtype=jnp.int32),
-        blocks.q_IBKRH,
-        blocks.query_segments_IBC,
-        dout_IBKRH,
-        mean_IBKR,
-        lse_IBKR,
-    )
+    order_I = jnp.arange(len(blocks.q_IBKRH), dtype=jnp.int32)
+    queries = (order_I, blocks.q_IBKRH, blocks.query_segments_IBC)
+    inputs = (*queries, dout_IBKRH, mean_IBKR, lse_IBKR)
     zeros_JBKCH = jnp.zeros(blocks.k_JBKCH.shape, dtype)
     (dk, dv), dq = jax.lax.scan(query_block, (zeros_JBKCH, zeros_JBKCH), inputs)
     k_dtype = blocks.k_JBKCH.dtype

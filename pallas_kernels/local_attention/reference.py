@@ -67,23 +67,25 @@ def local_attention_reference(
         key_segments_BS,
         window=window,
     )
-    visible_BKGTS = visible_BTS[:, None, None]
-    logits_BKGTS = jnp.where(visible_BKGTS, logits_BKGTS, -1e30)
-    peak_BKGT = jnp.max(logits_BKGTS, axis=-1)
+    sinks_1KG1 = None
     if sinks_N is not None:
-        sinks_KG1 = sinks_N.astype(dtype).reshape(1, K, N // K, 1)
-        peak_BKGT = jnp.maximum(peak_BKGT, sinks_KG1)
-    weights_BKGTS = jnp.where(
-        visible_BKGTS, jnp.exp(logits_BKGTS - peak_BKGT[..., None]), 0.0
-    )
-    total_BKGT = jnp.sum(weights_BKGTS, axis=-1)
-    if sinks_N is not None:
-        total_BKGT += jnp.exp(sinks_KG1 - peak_BKGT)
-    total_BKGT = jnp.where(total_BKGT > 0, total_BKGT, 1.0)
+        sinks_1KG1 = sinks_N.astype(dtype).reshape(1, K, N // K, 1)
+    weights_BKGTS = _softmax(logits_BKGTS, visible_BTS[:, None, None], sinks_1KG1)
     out_BTKGH = jnp.einsum(
-        "bkgts,bskh->btkgh",
-        weights_BKGTS / total_BKGT[..., None],
-        v_BSKH.astype(dtype),
-        precision="highest",
+        "bkgts,bskh->btkgh", weights_BKGTS, v_BSKH.astype(dtype), precision="highest"
     )
     return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
+def _softmax(logits_BKGTS, visible_B11TS, sinks_1KG1):
+    """Returns the weights of the visible keys, beside the sink; all zero where none."""
+    logits_BKGTS = jnp.where(visible_B11TS, logits_BKGTS, -1e30)
+    peak_BKGT = jnp.max(logits_BKGTS, axis=-1)
+    if sinks_1KG1 is not None:
+        peak_BKGT = jnp.maximum(peak_BKGT, sinks_1KG1)
+    shifted_BKGTS = logits_BKGTS - peak_BKGT[..., None]
+    weights_BKGTS = jnp.where(visible_B11TS, jnp.exp(shifted_BKGTS), 0.0)
+    total_BKGT = jnp.sum(weights_BKGTS, axis=-1)
+    if sinks_1KG1 is not None:
+        total_BKGT += jnp.exp(sinks_1KG1 - peak_BKGT)
+    return weights_BKGTS / jnp.where(total_BKGT > 0, total_BKGT, 1.0)[..., None]

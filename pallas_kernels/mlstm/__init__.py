@@ -60,27 +60,9 @@ def mlstm(
         jnp.asarray, (q_BTNH, k_BTNH, v_BTNP, i_BTN, f_BTN, state, segment_ids)
     )
     size = _check(q_BTNH, k_BTNH, v_BTNP, i_BTN, f_BTN, state, gate, normalize)
-    B, T = size["B"], size["T"]
-    check_segment_ids("mlstm", "segment_ids", segment_ids, (B, T))
+    check_segment_ids("mlstm", "segment_ids", segment_ids, q_BTNH.shape[:2])
     dtype = accumulation_dtype(q_BTNH.dtype)
-    fresh = state is None
-    if state is None:
-        state = initial_state(
-            batch=B,
-            heads=size["N"],
-            key_width=size["H"],
-            value_width=size["P"],
-            dtype=dtype,
-        )
-    c_BNHP, n_BNH, m_BN = (a.astype(dtype) for a in state[:3])
-    state = MLSTMState(c_BNHP, n_BNH, m_BN, state.segment_id_B)
-    resets_BT = None
-    if segment_ids is not None:
-        segment_ids = segment_ids.astype(jnp.int32)
-        first_B = segment_ids[:, 0] if fresh else state.segment_id_B
-        before_BT = jnp.concatenate([first_B[:, None], segment_ids[:, :-1]], axis=1)
-        resets_BT = segment_ids != before_BT
-        state = state._replace(segment_id_B=segment_ids[:, -1])
+    state, resets_BT = _start(state, segment_ids, size, dtype)
     log_f_BTN = jax.nn.log_sigmoid(f_BTN.astype(dtype))
     log_i_BTN = i_BTN.astype(dtype)
     if gate == "sigmoid":
@@ -95,6 +77,23 @@ def mlstm(
         },
         implementation=implementation,
     )
+
+
+def _start(state, segment_ids_BT, size, dtype):
+    """Returns the state before the first token, which already has the last token's
+    segment id, and where the memory is emptied (None: nowhere)."""
+    first_B = None if state is None else state.segment_id_B
+    if state is None:
+        widths = {"key_width": size["H"], "value_width": size["P"]}
+        state = initial_state(batch=size["B"], heads=size["N"], **widths, dtype=dtype)
+    c_BNHP, n_BNH, m_BN = (a.astype(dtype) for a in state[:3])
+    state = MLSTMState(c_BNHP, n_BNH, m_BN, state.segment_id_B)
+    if segment_ids_BT is None:
+        return state, None
+    ids_BT = segment_ids_BT.astype(jnp.int32)
+    first_B = ids_BT[:, 0] if first_B is None else first_B
+    before_BT = jnp.concatenate([first_B[:, None], ids_BT[:, :-1]], axis=1)
+    return state._replace(segment_id_B=ids_BT[:, -1]), ids_BT != before_BT
 
 
 def _check(q_BTNH, k_BTNH, v_BTNP, i_BTN, f_BTN, state, gate, normalize):

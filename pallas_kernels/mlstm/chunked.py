@@ -39,8 +39,7 @@ def mlstm_chunked(
     Source: Beck et al. 2025, arXiv:2503.14376, sections 2 and 3.
     """
     T = q_BTNH.shape[1]
-    chunk = min(CHUNK, T)
-    group = min(GROUP, -(-T // chunk))
+    chunk, group = _sizes(T)
     gates = _gates(
         log_i_BTN, log_f_BTN, resets_BT, state.m_BN, chunk, group, stabilise, eps
     )
@@ -61,15 +60,25 @@ def mlstm_chunked(
         body = jax.checkpoint(body, prevent_cse=False)
     tokens = (_groups(x, chunk * group) for x in (q_BTNH, k_BTNH, v_BTNP))
     grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), gates)
-    (memory_BNHQ, fixed_m_BN), h_LBTNP = jax.lax.scan(body, memory, (*tokens, grouped))
-    m_BN = gates.m_JBNC[-1, ..., -1]
-    memory_BNHQ = memory_BNHQ * jnp.exp(fixed_m_BN - m_BN)[..., None, None]
-    last = MLSTMState(
-        memory_BNHQ[..., :-1], memory_BNHQ[..., -1], m_BN, state.segment_id_B
-    )
+    memory, h_LBTNP = jax.lax.scan(body, memory, (*tokens, grouped))
     h_BLTNP = jnp.moveaxis(h_LBTNP, 0, 1)
     h_BTNP = h_BLTNP.reshape(h_BLTNP.shape[0], -1, *h_BLTNP.shape[3:])
+    last = _last_state(*memory, gates.m_JBNC[-1, ..., -1], state.segment_id_B)
     return h_BTNP[:, :T], last
+
+
+def _sizes(length):
+    """Returns the tokens of a chunk and the chunks of a group, all groups alike."""
+    chunk = min(CHUNK, length)
+    chunks = -(-length // chunk)
+    groups = -(-chunks // GROUP)
+    return chunk, -(-chunks // groups)
+
+
+def _last_state(memory_BNHQ, fixed_m_BN, m_BN, segment_id_B):
+    """Returns the state, whose scale m now has a derivative."""
+    memory_BNHQ = memory_BNHQ * jnp.exp(fixed_m_BN - m_BN)[..., None, None]
+    return MLSTMState(memory_BNHQ[..., :-1], memory_BNHQ[..., -1], m_BN, segment_id_B)
 
 
 class _Gates(NamedTuple):

@@ -64,24 +64,11 @@ def short_conv(
     x_BTD, w_CD, bias, state, segment_ids = jax.tree.map(
         jnp.asarray, (x_BTD, w_CD, bias, state, segment_ids)
     )
-    given = {"x_BTD": x_BTD, "w_CD": w_CD, "bias_D": bias}
-    past = {}
-    if state is not None:
-        past = {"state.x_BLD": state.x_BLD}
-    size = check_shapes("short_conv", {**given, **past})
-    check_floating("short_conv", {**given, **past})
-    B, T, C = size["B"], size["T"], size["C"]
-    check_segment_ids("short_conv", "segment_ids", segment_ids, (B, T))
+    size = _check(x_BTD, w_CD, bias, state, segment_ids)
+    B, T = size["B"], size["T"]
     if state is None:
-        state = initial_state(batch=B, taps=C, channels=size["D"], dtype=x_BTD.dtype)
-    if state.x_BLD.shape[1] != C - 1:
-        raise ValueError(
-            f"short_conv wants a state of {C - 1} tokens for {C} taps; "
-            f"got state.x_BLD of shape {state.x_BLD.shape}."
-        )
-    check_segment_ids(
-        "short_conv", "state.segment_ids_BL", state.segment_ids_BL, (B, C - 1)
-    )
+        options = {"channels": size["D"], "dtype": x_BTD.dtype}
+        state = initial_state(batch=B, taps=size["C"], **options)
     ids_BS = _all_segment_ids(segment_ids, state.segment_ids_BL, (B, T))
     x_BSD = jnp.concatenate([state.x_BLD, x_BTD], axis=1)
     changes_BS = ids_BS[:, 1:] != ids_BS[:, :-1]
@@ -96,6 +83,27 @@ def short_conv(
         implementation=implementation,
     )
     return y_BTD, ShortConvState(x_BSD[:, T:], ids_BS[:, T:])
+
+
+def _check(x_BTD, w_CD, bias, state, segment_ids):
+    """Returns the size of each dimension; raises ValueError on a broken contract."""
+    name = "short_conv"
+    given = {"x_BTD": x_BTD, "w_CD": w_CD, "bias_D": bias}
+    if state is not None:
+        given["state.x_BLD"] = state.x_BLD
+    size = check_shapes(name, given)
+    check_floating(name, given)
+    check_segment_ids(name, "segment_ids", segment_ids, x_BTD.shape[:2])
+    if state is None:
+        return size
+    B, C = size["B"], size["C"]
+    if size["L"] != C - 1:
+        raise ValueError(
+            f"{name} wants a state of {C - 1} tokens for {C} taps; "
+            f"got state.x_BLD of shape {state.x_BLD.shape}."
+        )
+    check_segment_ids(name, "state.segment_ids_BL", state.segment_ids_BL, (B, C - 1))
+    return size
 
 
 def _all_segment_ids(segment_ids_BT, past_BL, shape):
