@@ -58,7 +58,7 @@ def draw(results: list[dict], path: Path, /) -> None:
         axes.plot(steps, bits, color=color, marker="o", markersize=3, label=label)
     level = results[0]["gzip_bits_per_byte"]
     axes.axhline(level, color="#7a878e", linestyle="--", linewidth=1, label="gzip -9")
-    axes.set(xscale="log", xlabel="step", ylabel="held-out bits per byte")
+    axes.set(xlabel="step", ylabel="held-out bits per byte")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e9eb")
     axes.legend(frameon=False)
