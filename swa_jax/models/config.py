@@ -99,7 +99,7 @@ class ModelConfig:
             logits and memories are float32 either way.
         remat: recompute each period in the backward pass instead of keeping it.
         unroll: periods in one iteration of the scan over the periods. More compile
-            longer; a CPU, which runs the inside of a loop on one core, steps faster.
+            longer and may step a little faster.
     """
 
     vocab_size: int
