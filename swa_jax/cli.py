@@ -255,10 +255,10 @@ def _eval(arguments: list[str]) -> None:
 
 def _generate(arguments: list[str]) -> None:
     command = _parse(Generate, arguments)
-    from swa_jax.commands.checkpoint import open_checkpoint
     from swa_jax.inference.text import generate_text
+    from swa_jax.training.run import open_run
 
-    run = open_checkpoint(command.run, step=command.step)
+    run = open_run(command.run, step=command.step)
     text = generate_text(
         run.model,
         run.params,

@@ -252,10 +252,13 @@ def test_a_damaged_run_is_refused_in_words(run, tmp_path, capsys):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:50])
     assert main(["eval", str(damaged)]) == 2
+    more = ["train", "--resume", "--out", str(damaged)]
+    assert main(more) == 2
     (damaged / "config.json").write_text('{"steps": "many"}')
     assert main(["generate", str(damaged)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    first, resumed, second = capsys.readouterr().err.splitlines()
     assert "cannot be read" in first
+    assert "checkpoints/6 cannot be read" in resumed
     assert "config.json: model: missing" in second
 
 

@@ -7,11 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from swa_jax.commands.checkpoint import open_checkpoint
 from swa_jax.data.pipeline import load_text_data
 from swa_jax.evaluation.final import evaluate_run, save_evaluation
 from swa_jax.training.checkpoint import Checkpoints, check_same_text
-from swa_jax.training.run import CHECKPOINT_FOLDER
+from swa_jax.training.run import CHECKPOINT_FOLDER, open_run
 
 
 def evaluate_folder(
@@ -26,7 +25,7 @@ def evaluate_folder(
         raise ValueError(
             f"wanted windows and tokens of at least 1, got {windows=}, {max_tokens=}."
         )
-    run = open_checkpoint(folder, step=step)
+    run = open_run(folder, step=step)
     config = run.config
     data = load_text_data(config.data, seed=config.seed, tokenizer=run.tokenizer)
     with Checkpoints(folder / CHECKPOINT_FOLDER) as checkpoints:

@@ -98,8 +98,6 @@ class ModelConfig:
         dtype: of the computation, "bfloat16" or "float32"; parameters, gates,
             logits and memories are float32 either way.
         remat: recompute each period in the backward pass instead of keeping it.
-        unroll: periods in one iteration of the scan over the periods. More compile
-            longer and may step a little faster.
     """
 
     vocab_size: int
@@ -113,10 +111,9 @@ class ModelConfig:
     norm_eps: float = 1e-6
     dtype: ComputeDtype = "bfloat16"
     remat: bool = False
-    unroll: int = 1
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "periods", "unroll"):
+        for name in ("vocab_size", "d_model", "periods"):
             _check_count(self, name)
         if self.feed_forward_width is not None:
             _check_count(self, "feed_forward_width")

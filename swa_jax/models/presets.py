@@ -26,7 +26,6 @@ SIZES: dict[str, dict] = {
         "mlstm": 2,
         "feed_forward_width": 256,
         "dtype": "float32",
-        "unroll": 4,
     },
     "60m": {
         "vocab_size": 32_768,

@@ -80,24 +80,36 @@ class Checkpoints:
     def restore(self, abstract: TrainState, /, *, step: int) -> TrainState:
         """The state of a step, on the devices that the shardings of `abstract` name."""
         progress = {"step": abstract.step, "opt_state": abstract.opt_state}
-        restored = self._orbax.restore(
+        restored = self._read(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                progress=ocp.args.StandardRestore(progress),
-            ),
+            params=ocp.args.StandardRestore(abstract.params),
+            progress=ocp.args.StandardRestore(progress),
         )
         return TrainState(params=restored["params"], **restored["progress"])
 
     def restore_params(self, abstract: Any, /, *, step: int) -> Any:
         """The parameters alone: a third of the bytes."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return self._orbax.restore(step, args=args)["params"]
+        return self._read(step, params=ocp.args.StandardRestore(abstract))["params"]
 
     def restore_data(self, step: int, /) -> dict[str, Any]:
         """The item "data" of a step."""
-        args = ocp.args.Composite(data=ocp.args.JsonRestore())
-        return self._orbax.restore(step, args=args)["data"]
+        return self._read(step, data=ocp.args.JsonRestore())["data"]
+
+    def _read(self, step: int, /, **items: Any) -> Any:
+        """The items of a step.
+
+        Raises:
+          ValueError: orbax cannot read them.
+        """
+        try:
+            return self._orbax.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # of orbax, tensorstore, or the file system
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"the checkpoint {self.folder / str(step)} cannot be read, "
+                f"{type(error).__name__}: {reason}. It may be damaged: move it out of "
+                "the run to go on from the one before"
+            ) from error
 
 
 def check_same_run(saved: RunConfig, asked: RunConfig, /) -> None:
