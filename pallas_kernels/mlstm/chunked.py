@@ -46,8 +46,11 @@ def mlstm_chunked(
     m_BN = jnp.maximum(state.m_BN, EMPTY) if stabilise else jnp.zeros_like(state.m_BN)
     fixed_m_BN = jax.lax.stop_gradient(m_BN)
     rescale_BN = jnp.exp(m_BN - fixed_m_BN)  # one, with the derivative of m
-    memory_BNHQ = jnp.concatenate([state.c_BNHP, state.n_BNH[..., None]], axis=-1)
-    memory = (memory_BNHQ * rescale_BN[..., None, None], fixed_m_BN)
+    memory = _Memory(
+        state.c_BNHP * rescale_BN[..., None, None],
+        state.n_BNH * rescale_BN[..., None],
+        fixed_m_BN,
+    )
 
     def body(memory, inputs):
         *tokens, gates = inputs
@@ -63,7 +66,7 @@ def mlstm_chunked(
     memory, h_LBTNP = jax.lax.scan(body, memory, (*tokens, grouped))
     h_BLTNP = jnp.moveaxis(h_LBTNP, 0, 1)
     h_BTNP = h_BLTNP.reshape(h_BLTNP.shape[0], -1, *h_BLTNP.shape[3:])
-    last = _last_state(*memory, gates.m_JBNC[-1, ..., -1], state.segment_id_B)
+    last = _last_state(memory, gates.m_JBNC[-1, ..., -1], state.segment_id_B)
     return h_BTNP[:, :T], last
 
 
@@ -75,10 +78,19 @@ def _sizes(length):
     return chunk, -(-chunks // groups)
 
 
-def _last_state(memory_BNHQ, fixed_m_BN, m_BN, segment_id_B):
+class _Memory(NamedTuple):
+    """The memory before a chunk, at the scale m, which has no derivative."""
+
+    c_BNHP: jax.Array
+    n_BNH: jax.Array
+    m_BN: jax.Array
+
+
+def _last_state(memory, m_BN, segment_id_B):
     """Returns the state, whose scale m now has a derivative."""
-    memory_BNHQ = memory_BNHQ * jnp.exp(fixed_m_BN - m_BN)[..., None, None]
-    return MLSTMState(memory_BNHQ[..., :-1], memory_BNHQ[..., -1], m_BN, segment_id_B)
+    rescale_BN = jnp.exp(memory.m_BN - m_BN)
+    c_BNHP = memory.c_BNHP * rescale_BN[..., None, None]
+    return MLSTMState(c_BNHP, memory.n_BNH * rescale_BN[..., None], m_BN, segment_id_B)
 
 
 class _Gates(NamedTuple):
@@ -179,29 +191,29 @@ def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, gates, *, normalize):
     """Returns the memory after a group of chunks and their outputs h_JBNCP.
 
     The chunks of a group share every matmul; only the decay of the memory from chunk to
-    chunk is sequential. A value of one stands behind the others: the normaliser is the
-    last column of the memory, Q = P + 1.
+    chunk is sequential.
     """
     H = q_JBNCH.shape[-1]
-    dtype = memory[0].dtype
+    dtype = memory.c_BNHP.dtype
     m_JBNC = jax.lax.stop_gradient(gates.m_JBNC)
-    within_JBNCC, old_JBNC, write_JBNC = _exponents(gates, m_JBNC, memory[1])
+    within_JBNCC, old_JBNC, write_JBNC = _exponents(gates, m_JBNC, memory.m_BN)
     k_JBNHC = k_JBNCH.swapaxes(-1, -2)
-    v_JBNCQ = jnp.concatenate([v_JBNCP, jnp.ones_like(v_JBNCP[..., :1])], axis=-1)
     k_write_JBNHC = k_JBNHC.astype(dtype) * jnp.exp(write_JBNC)[..., None, :]
-    written_JBNHQ = _dot(k_write_JBNHC.astype(k_JBNCH.dtype), v_JBNCQ)
-    last_BNHQ, c_JBNHQ = _decay(memory[0], jnp.exp(old_JBNC[..., -1]), written_JBNHQ)
+    written_JBNHP = _dot(k_write_JBNHC.astype(k_JBNCH.dtype), v_JBNCP)
+    written = (written_JBNHP, jnp.sum(k_write_JBNHC, axis=-1))
+    last, (c_JBNHP, n_JBNH) = _decay(memory, jnp.exp(old_JBNC[..., -1]), written)
 
     scores_JBNCC = _dot(q_JBNCH, k_JBNHC) * (H**-0.5 * jnp.exp(within_JBNCC))
     q_old_JBNCH = q_JBNCH.astype(dtype) * (H**-0.5 * jnp.exp(old_JBNC))[..., None]
-    h_JBNCQ = _dot(scores_JBNCC, v_JBNCQ)
-    h_JBNCQ += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHQ)
-    h_JBNCP = h_JBNCQ[..., :-1]
+    h_JBNCP = _dot(scores_JBNCC, v_JBNCP)
+    h_JBNCP += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHP)
     if normalize:
+        divisor_JBNC = jnp.sum(scores_JBNCC, axis=-1)
+        divisor_JBNC += jnp.einsum("jbnch,jbnh->jbnc", q_old_JBNCH, n_JBNH)
         floor_JBNC = jnp.exp(jnp.minimum(-m_JBNC, LARGEST_EXPONENT))
-        divisor_JBNC = jnp.maximum(jnp.abs(h_JBNCQ[..., -1]), floor_JBNC)
+        divisor_JBNC = jnp.maximum(jnp.abs(divisor_JBNC), floor_JBNC)
         h_JBNCP /= (divisor_JBNC + gates.eps_JBNC)[..., None]
-    return (last_BNHQ, m_JBNC[-1, ..., -1]), h_JBNCP.astype(q_JBNCH.dtype)
+    return _Memory(*last, m_JBNC[-1, ..., -1]), h_JBNCP.astype(q_JBNCH.dtype)
 
 
 def _exponents(gates, m_JBNC, m_BN):
@@ -223,14 +235,16 @@ def _exponents(gates, m_JBNC, m_BN):
     return jnp.where(seen_JBNCC, within_JBNCC, EMPTY), old_JBNC, write_JBNC
 
 
-def _decay(memory_BNHQ, keep_JBN, written_JBNHQ):
-    """Returns the memory after the last chunk, and the memory before each chunk."""
+def _decay(memory, keep_JBN, written):
+    """Returns c and n after the last chunk, and c_JBNHP and n_JBNH before each."""
 
-    def chunk(memory_BNHQ, inputs):
-        keep_BN, written_BNHQ = inputs
-        return keep_BN[..., None, None] * memory_BNHQ + written_BNHQ, memory_BNHQ
+    def chunk(before, inputs):
+        c_BNHP, n_BNH = before
+        keep_BN, (written_BNHP, written_BNH) = inputs
+        c_BNHP = keep_BN[..., None, None] * c_BNHP + written_BNHP
+        return (c_BNHP, keep_BN[..., None] * n_BNH + written_BNH), before
 
-    return jax.lax.scan(chunk, memory_BNHQ, (keep_JBN, written_JBNHQ))
+    return jax.lax.scan(chunk, (memory.c_BNHP, memory.n_BNH), (keep_JBN, written))
 
 
 def _dot(x, y):
