@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_shapes(operation: str, arrays: Mapping[str, jax.Array | None], /) -> dict:
@@ -74,6 +75,27 @@ def check_segment_ids(
     if jnp.shape(segment_ids) != shape:
         raise ValueError(
             f"{operation} wants {name} of shape {shape}; got {jnp.shape(segment_ids)}."
+        )
+
+
+def check_window(operation: str, window: int | jax.Array | None, /) -> None:
+    """Returns nothing; the window is a count of tokens, or None.
+
+    Raises:
+      ValueError: anything else; the value of a traced window is not looked at.
+    """
+    if window is None:
+        return
+    whole = jnp.issubdtype(jnp.result_type(window), jnp.integer)
+    if isinstance(window, bool) or not whole or jnp.ndim(window) != 0:
+        raise ValueError(
+            f"{operation} wants window as an integer number of tokens, an integer "
+            f"scalar array, or None for no limit; got {window=}."
+        )
+    if isinstance(window, int | np.integer) and window < 1:
+        raise ValueError(
+            f"{operation} wants window >= 1 token (1 reads the token itself); "
+            f"got {window=}."
         )
 
 

@@ -1,8 +1,10 @@
-"""Strict JAX for every test: eight CPU devices, no silent promotion of type or rank."""
+"""Strict JAX for every test: eight CPU devices, no silent promotion of type or rank.
+
+`pytest -m gpu` runs the tests that need a GPU, and no others, on the machine's GPU.
+"""
 
 import os
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     _flags += " --xla_force_host_platform_device_count=8"
@@ -14,12 +16,28 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling is most of the suite's time, and the arithmetic is the same without it.
-jax.config.update("jax_disable_most_optimizations", True)
 
 # A first example compiles for seconds; the time of a later one says nothing either.
 hypothesis.settings.register_profile("swa_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("swa_jax")
+
+
+def pytest_configure(config):
+    """Returns nothing; chooses the platform before JAX looks for one."""
+    if config.option.markexpr.strip() == "gpu":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return
+    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+    # Compiling is most of the suite's time, and the arithmetic is the same without it.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items):
+    """Returns nothing; skips the tests that need a GPU where JAX runs on none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and jax.default_backend() != "gpu":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU: pytest -m gpu"))
 
 
 @pytest.fixture(autouse=True, scope="module")

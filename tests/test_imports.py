@@ -32,6 +32,7 @@ ALLOWED = {
     "swa_jax": set(),  # swa_jax/__init__.py, which every room runs first
 }
 FLAX_ROOMS = {"swa_jax.layers", "swa_jax.models"}
+TRITON, BACKEND = "jax.experimental.pallas.triton", "pallas_kernels.backend"
 
 
 def room_of(module: str) -> str:
@@ -61,6 +62,8 @@ def violations(source: str, module: str, *, package: bool = False) -> list[str]:
         other = room_of(name)
         if name.split(".")[0] == "flax" and room not in FLAX_ROOMS:
             wrong.append(f"{module} imports {name}: flax belongs to layers and models")
+        if name.startswith(TRITON) and module != BACKEND:
+            wrong.append(f"{module} imports {name}: Triton belongs to {BACKEND}")
         if name.split(".")[0] not in {"swa_jax", "pallas_kernels"} or other == room:
             continue
         if other not in ALLOWED.get(room, set()):
@@ -98,6 +101,7 @@ def test_nothing_imports_upward(folder):
         ("from swa_jax.training.loop import _save", "swa_jax.evaluation.report"),
         ("from flax import nnx", "swa_jax.training.step"),
         ("from swa_jax.models import config", "swa_jax.data.config"),
+        ("from jax.experimental.pallas import triton", "pallas_kernels.mlstm.triton"),
     ],
 )
 def test_an_upward_import_is_found(source, module):
@@ -111,6 +115,7 @@ def test_an_upward_import_is_found(source, module):
         ("from .norm import rms_norm", "swa_jax.layers.mlstm"),
         ("from swa_jax.training.run import open_run", "swa_jax.cli"),
         ("from flax import nnx\nimport jax", "swa_jax.models.language_model"),
+        ("from jax.experimental.pallas import triton", "pallas_kernels.backend"),
     ],
 )
 def test_a_downward_import_passes(source, module):

@@ -1,17 +1,34 @@
-"""Causal sliding-window softmax attention."""
+"""Causal sliding-window softmax attention, of a sequence and step by step."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pallas_kernels.checks import check_floating, check_segment_ids, check_shapes
+from pallas_kernels.backend import multiplies_in_full
+from pallas_kernels.checks import (
+    check_floating,
+    check_segment_ids,
+    check_shapes,
+    check_window,
+)
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.local_attention.chunked import local_attention_chunked
 from pallas_kernels.local_attention.reference import local_attention_reference
+from pallas_kernels.local_attention.step import (
+    WindowCache,
+    local_attention_step,
+    window_cache,
+)
+from pallas_kernels.local_attention.triton import local_attention_triton
 
-__all__ = ["Past", "local_attention"]
+__all__ = [
+    "Past",
+    "WindowCache",
+    "local_attention",
+    "local_attention_step",
+    "window_cache",
+]
 
 
 class Past(NamedTuple):
@@ -37,6 +54,7 @@ def local_attention(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
     past: Past | None = None,
+    precision: Literal["highest"] | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """Returns the attention of each query over its window of keys, of shape BTNH.
@@ -55,8 +73,11 @@ def local_attention(
       value (Agarwal et al. 2025, arXiv:2508.10925).
     - `past`: tokens before k and v; its segment ids are given exactly when
       `segment_ids` is.
-    - `implementation`: None chooses; "chunked" is plain JAX at a cost of O(T W);
-      "reference" is the definition.
+    - `precision`: "highest" multiplies float32 arrays in full. None leaves that to
+      jax.default_matmul_precision in the GPU kernels, which round them to TF32 unless
+      it says "highest"; the other forms always multiply in full.
+    - `implementation`: None chooses; "triton" runs Pallas kernels on a GPU; "chunked"
+      is plain JAX at a cost of O(T W); "reference" is the definition.
 
     N is a multiple of K: query heads n*G to n*G + G - 1 read key/value head n. Sums and
     the softmax are in float32 (float64 for float64). Gradients are exact for q, k, v,
@@ -64,6 +85,7 @@ def local_attention(
 
     Raises:
       ValueError: shapes, dtypes or values other than the above.
+      NotImplementedError: the named implementation does not serve the call.
     """
     q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past = jax.tree.map(
         jnp.asarray, (q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past)
@@ -86,6 +108,9 @@ def local_attention(
     return dispatch(
         "local_attention",
         {
+            "triton": lambda: local_attention_triton(
+                *arrays, **options, precise=multiplies_in_full(precision)
+            ),
             "chunked": lambda: local_attention_chunked(*arrays, **options),
             "reference": lambda: local_attention_reference(*arrays, **options),
         },
@@ -108,7 +133,7 @@ def _check(q_BTNH, k_BSKH, v_BSKH, window, segment_ids, softcap, sinks, past):
             f"{name} wants the number of query heads to be a multiple of the number of "
             f"key/value heads; got N = {size['N']}, K = {size['K']}."
         )
-    _check_window(window)
+    check_window(name, window)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"{name} wants softcap > 0 or None; got {softcap=}.")
     length = max(size["T"], size["S"])
@@ -122,20 +147,3 @@ def _check(q_BTNH, k_BSKH, v_BSKH, window, segment_ids, softcap, sinks, past):
         )
     shape = (size["B"], size["L"])
     check_segment_ids(name, "past.segment_ids_BP", past.segment_ids_BP, shape)
-
-
-def _check_window(window):
-    """Returns nothing; raises ValueError unless the window is a count of tokens."""
-    if window is None:
-        return
-    whole = jnp.issubdtype(jnp.result_type(window), jnp.integer)
-    if isinstance(window, bool) or not whole or jnp.ndim(window) != 0:
-        raise ValueError(
-            "local_attention wants window as an integer number of tokens, an integer "
-            f"scalar array, or None for full causal attention; got {window=}."
-        )
-    if isinstance(window, int | np.integer) and window < 1:
-        raise ValueError(
-            "local_attention wants window >= 1 token (1 reads the token itself); "
-            f"got {window=}."
-        )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.backend import alike
 from pallas_kernels.checks import accumulation_dtype
 
 BLOCK = 64  # tokens; the most that a query or key block holds
@@ -74,7 +75,7 @@ def local_attention_chunked(
         sinks_N = jnp.full((N,), -jnp.inf, dtype)
     sinks_KR = jnp.repeat(sinks_N.astype(dtype).reshape(K, N // K), block, axis=1)
     window = jnp.asarray(T + S if window is None else window, jnp.int32)
-    out_IBKRH: Any = _attend(blocks, sinks_KR, window, layout)
+    out_IBKRH: Any = _attend(*alike((blocks, sinks_KR, window)), layout)
     out_IBKGCH = out_IBKRH.reshape(-1, B, K, N // K, block, H)
     out_BTNH = out_IBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, N, H)
     return out_BTNH[:, :T]
@@ -189,6 +190,7 @@ def _forward(blocks, sinks_KR, window, layout):
             has_sink_BKR.astype(dtype),
             jnp.zeros((B, K, R, H), dtype),
         )
+        empty = alike((*empty, window))[:-1]
         peak_BKR, total_BKR, sum_BKRH = jax.lax.fori_loop(first, last, key_block, empty)
         total_BKR = jnp.where(total_BKR > 0, total_BKR, 1.0)
         out_BKRH = (sum_BKRH / total_BKR[..., None]).astype(q_BKRH.dtype)
@@ -232,7 +234,7 @@ def _attend_backward(layout, residuals, dout_IBKRH):
             return dq_BKRH, dk_JBKCH.at[j].add(dk_BKCH), dv_JBKCH.at[j].add(dv_BKCH)
 
         first, last = _visible_blocks(i, len(blocks.k_JBKCH), window, layout)
-        empty = (jnp.zeros(q_BKRH.shape, dtype), *carry)
+        empty = alike((jnp.zeros(q_BKRH.shape, dtype), *carry, window))[:-1]
         dq_BKRH, *carry = jax.lax.fori_loop(first, last, key_block, empty)
         return tuple(carry), dq_BKRH.astype(q_BKRH.dtype)
 
@@ -240,6 +242,7 @@ def _attend_backward(layout, residuals, dout_IBKRH):
     queries = (order_I, blocks.q_IBKRH, blocks.query_segments_IBC)
     inputs = (*queries, dout_IBKRH, mean_IBKR, lse_IBKR)
     zeros_JBKCH = jnp.zeros(blocks.k_JBKCH.shape, dtype)
+    zeros_JBKCH, _ = alike((zeros_JBKCH, window))
     (dk, dv), dq = jax.lax.scan(query_block, (zeros_JBKCH, zeros_JBKCH), inputs)
     k_dtype = blocks.k_JBKCH.dtype
     dblocks = _Blocks(dq, dk.astype(k_dtype), dv.astype(k_dtype), None, None)

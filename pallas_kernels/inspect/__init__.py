@@ -1,0 +1,1 @@
+"""What the GPU kernels become on a GPU, found by compiling where there is none."""

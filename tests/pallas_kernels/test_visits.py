@@ -1,0 +1,132 @@
+"""The blocks that the kernels visit, against counting every pair."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pallas_kernels.local_attention.reference import visible_pairs
+from pallas_kernels.local_attention.visits import (
+    key_extents,
+    query_extents,
+    visited_keys,
+    visiting_queries,
+)
+
+
+def pairs(T, S, window, ids):
+    """Returns which key each query reads, as numpy booleans of shape TS."""
+    query_ids, key_ids = (
+        (None, None) if ids is None else (ids[None, -T:], ids[None, -S:])
+    )
+    positions = jnp.arange(T) + (S - T), jnp.arange(S)
+    return np.asarray(visible_pairs(*positions, query_ids, key_ids, window=window)[0])
+
+
+def check_visits(visible_TS, visits, tokens, block, *, group=1):
+    """Returns the visited keys; checks that inner blocks are visible as a whole.
+
+    Each key counts as `group` rows of a block.
+    """
+    S = visible_TS.shape[1]
+    first, inner, inner_end, count = (int(number) for number in visits)
+    visited = np.zeros((S + block) * group, bool)
+    visited[first * group : first * group + count * block] = True
+    for j in range(inner, inner_end):
+        rows = first * group + np.arange(j * block, (j + 1) * block)
+        assert rows[-1] < S * group
+        keys = np.unique(rows // group)
+        assert visible_TS[np.ix_(tokens, keys)].all(), f"block {j} needs a mask"
+    return np.all(visited.reshape(-1, group), axis=-1)[:S]
+
+
+shapes = {
+    "T": st.integers(1, 90),
+    "S": st.integers(1, 90),
+    "window": st.integers(1, 120),
+    "block": st.sampled_from([4, 16, 32]),
+    "own": st.sampled_from([1, 5, 16]),
+    "group": st.sampled_from([1, 3, 4, 40]),
+    "segments": st.sampled_from([0, 1, 4]),
+    "hidden": st.integers(0, 20),
+    "sort": st.booleans(),
+    "seed": st.integers(0, 2**16),
+}
+
+
+def segment_ids(T, S, segments, hidden, sort, seed):
+    """Returns int32 ids of max(T, S) tokens, the last ones hidden, or None."""
+    if not segments:
+        return None
+    ids = np.random.default_rng(seed).integers(0, segments, max(T, S)).astype(np.int32)
+    if sort:
+        ids.sort()
+    ids[len(ids) - hidden :] = -1
+    return ids
+
+
+@given(**shapes)
+def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
+    T, S, window, block, own, group, segments, hidden, sort, seed
+):
+    ids = segment_ids(T, S, segments, hidden, sort, seed)
+    visible_TS = pairs(T, S, window, ids)
+    extents = None
+    if ids is not None:
+        segments = ids[None, -T:], ids[None, -S:]
+        extents = query_extents(*segments, rows=own, group=group)[0]
+    for i in range(-(-T * group // own)):
+        last = (i * own + own - 1) // group
+        tokens = np.arange(i * own // group, min(last + 1, T))
+        queries = (tokens[0] + S - T, tokens[-1] + S - T)
+        segment = None if extents is None else tuple(extents[i])
+        visits = visited_keys(queries, window, S, block, segment=segment)
+        visited_S = check_visits(visible_TS, visits, tokens, block)
+        needed_S = visible_TS[tokens].any(axis=0)
+        assert visited_S[needed_S].all()
+        if needed_S.any() and (ids is None or (sort and not hidden)):
+            # Not a block more than from the first visible key to the last query.
+            first = np.flatnonzero(needed_S)[0]
+            assert int(visits.first) == first
+            assert int(visits.count) == -(-(queries[1] + 1 - first) // block)
+
+
+@given(**shapes)
+def test_every_reading_query_is_visited_and_inner_blocks_need_no_mask(
+    T, S, window, block, own, group, segments, hidden, sort, seed
+):
+    ids = segment_ids(T, S, segments, hidden, sort, seed)
+    visible_TS = pairs(T, S, window, ids)
+    extents = None
+    if ids is not None:
+        extents = key_extents(ids[None, -T:], ids[None, -S:], block=own)[0]
+    offset = S - T
+    for j in range(-(-S // own)):
+        keys = np.arange(j * own, min(j * own + own, S))
+        segment = None if extents is None else tuple(extents[j])
+        ends = (keys[0], keys[-1])
+        visits = visiting_queries(
+            ends, window, (offset, S), block, group=group, segment=segment
+        )
+        shifted = visits._replace(first=visits.first - offset)
+        visited_T = check_visits(visible_TS.T, shifted, keys, block, group=group)
+        needed_T = visible_TS[:, keys].any(axis=1)
+        assert visited_T[needed_T].all()
+
+
+@pytest.mark.parametrize(
+    ("window", "count", "inner"), [(1, 1, 0), (64, 2, 0), (128, 3, 1), (2048, 33, 31)]
+)
+def test_the_cost_follows_the_window(window, count, inner):
+    visits = visited_keys((4096, 4111), window, 8192, 64)
+    assert int(visits.count) == count
+    assert int(visits.inner_end - visits.inner) == inner
+
+
+def test_packed_documents_are_not_visited():
+    lengths = [100, 300, 50, 574]
+    ids = np.repeat(np.arange(4, dtype=np.int32), lengths)[None]
+    extents = np.asarray(query_extents(ids, ids, rows=64, group=4))[0]
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    np.testing.assert_array_equal(extents[:, 0], starts[::16])
