@@ -30,9 +30,10 @@ def generate(
 
     The memory of decoding is the model's state and does not grow: ``window - 1`` tokens
     per sliding-window layer, a matrix per head of mLSTM, ``context`` tokens per
-    full-attention layer (None: room for all). Temperature 0 takes the likeliest token
-    and needs no key. ``allowed`` (V,) is False for ids that are never chosen,
-    ``allowed_first`` for those that are not the first one.
+    full-attention layer (None: room for all), and 16 more for the new ones.
+    Temperature 0 takes the likeliest token and needs no key. ``allowed`` (V,) is False
+    for ids that are never chosen, ``allowed_first`` for those that are not the first
+    one.
 
     Raises ValueError for an empty prompt (begin with the separator) and for numbers
     outside their range.

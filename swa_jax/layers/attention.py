@@ -1,10 +1,19 @@
-"""Grouped-query softmax attention over a window, with a rolling cache."""
+"""Grouped-query softmax attention over a window, with a ring buffer as its state."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pallas_kernels.local_attention import Past, local_attention
+from pallas_kernels.local_attention.step import (
+    NEW_TOKENS,
+    WindowCache,
+    append_tokens,
+    in_order,
+    local_attention_step,
+)
 from swa_jax.layers.initialization import input_std, residual_std
 from swa_jax.layers.linear import Linear
 from swa_jax.layers.normalization import RMSNorm
@@ -60,11 +69,11 @@ class WindowAttention(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
-        state: Past | None,
-    ) -> tuple[jax.Array, Past | None]:
-        """Returns y_BTD and the cache, rolled on to its last P tokens.
+        state: WindowCache | None,
+    ) -> tuple[jax.Array, WindowCache | None]:
+        """Returns y_BTD and the cache after the last token.
 
-        Cached keys are already rotated. A cache of P tokens serves windows up to P + 1.
+        Cached keys are already rotated. A window of None reads all that there is.
         """
         q_BTNH = self._heads(self.query(x_BTD))
         k_BTKH = self._heads(self.key(x_BTD))
@@ -73,39 +82,50 @@ class WindowAttention(nnx.Module):
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         q_BTNH = rotate(q_BTNH, positions_BT, theta=self.rope_theta)
         k_BTKH = rotate(k_BTKH, positions_BT, theta=self.rope_theta)
-        out_BTNH = local_attention(
+        out_BTNH, state = attend(
             q_BTNH,
             k_BTKH,
             v_BTKH,
-            window=window,
+            state,
             segment_ids=segment_ids_BT,
+            window=window,
             softcap=self.softcap,
             sinks=None if self.sinks is None else self.sinks[...],
-            past=state,
         )
-        if state is not None:
-            state = _roll(state, Past(k_BTKH, v_BTKH, segment_ids_BT))
         return self.out(out_BTNH.reshape(*x_BTD.shape[:2], -1)), state
 
     def _heads(self, x_BTM: jax.Array) -> jax.Array:
         return x_BTM.reshape(*x_BTM.shape[:2], -1, self.head_width)
 
 
-def empty_cache(
-    batch: int,
+def attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    state: WindowCache | None,
     /,
     *,
-    tokens: int,
-    kv_heads: int,
-    head_width: int,
-    dtype: jax.typing.DTypeLike,
-) -> Past:
-    """Returns a cache of `tokens` empty slots (segment id -1, which no query reads)."""
-    keys = jnp.zeros((batch, tokens, kv_heads, head_width), dtype)
-    return Past(keys, jnp.zeros_like(keys), jnp.full((batch, tokens), -1, jnp.int32))
+    segment_ids: jax.Array | None,
+    **options: Any,
+) -> tuple[jax.Array, WindowCache | None]:
+    """Returns out_BTNH of the next tokens, and the cache that has them too.
+
+    Up to NEW_TOKENS tokens are read in the ring; more of them from the ring in order
+    and the call's own. `options` are those of `local_attention`.
+    """
+    tokens = (q_BTNH, k_BTKH, v_BTKH)
+    if state is None:
+        return local_attention(*tokens, segment_ids=segment_ids, **options), None
+    if segment_ids is None:
+        segment_ids = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
+    options["segment_ids"] = segment_ids
+    if q_BTNH.shape[1] <= NEW_TOKENS:
+        return local_attention_step(*tokens, state, **options)
+    out_BTNH = local_attention(*tokens, past=Past(*in_order(state)), **options)
+    return out_BTNH, append_tokens(state, k_BTKH, v_BTKH, segment_ids)
 
 
-def _roll(past: Past, new: Past) -> Past:
-    """Returns the last P of the P cached and the T new tokens."""
-    T = new.k_BPKH.shape[1]
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1)[:, T:], past, new)
+def served_window(cache: WindowCache, /) -> int:
+    """Returns the largest window, in tokens, that a cache serves for certain; its
+    arrays may have leading axes."""
+    return cache.k_BLKH.shape[-3] + 1 - NEW_TOKENS

@@ -157,7 +157,8 @@ def state_bytes(
 
     Keys and values of window - 1 tokens per "swa" layer and of ``context`` tokens per
     "attention" layer, in the compute dtype; C, n and m in float32 per "mlstm" layer.
-    Segment ids (4 bytes a cached token, and 4 a memory) and positions are not counted.
+    Not counted are segment ids (4 bytes a cached token, and 4 a memory), positions, and
+    the slots of ``init_state`` for the 16 new tokens of a step, which carry nothing.
 
     Raises ValueError for a number below 1.
     """

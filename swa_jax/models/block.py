@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.local_attention.step import window_cache
 from pallas_kernels.mlstm import initial_state
-from swa_jax.layers.attention import WindowAttention, empty_cache
+from swa_jax.layers.attention import WindowAttention
 from swa_jax.layers.feed_forward import SwiGLU
 from swa_jax.layers.functional import Functional, functional
 from swa_jax.layers.mlstm import MLSTM
@@ -70,13 +71,13 @@ def initial_block_state(
 ) -> Any:
     """Returns the state of one layer's mixer before the first token.
 
-    A layer "swa" keeps the last window - 1 tokens, a layer "attention" the last
-    `context` tokens, both in the compute dtype; a memory is float32.
+    A ring in the compute dtype keeps the last window - 1 tokens of a layer "swa", the
+    last `context` tokens of a layer "attention"; a memory is float32.
     """
     if kind in ATTENTION_KINDS:
-        return empty_cache(
+        return window_cache(
             batch,
-            tokens=window - 1 if kind == "swa" else context,
+            window=window if kind == "swa" else context + 1,
             kv_heads=config.kv_heads,
             head_width=config.head_width,
             dtype=jnp.dtype(config.dtype),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swa_jax.layers.attention import served_window
 from swa_jax.layers.functional import Functional, functional
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Embedding, Linear
@@ -74,7 +75,7 @@ def language_model(config: ModelConfig, /) -> Model:
       Rotary positions run on through segments: only differences count.
     - `init_state(batch, *, window, context)`: the state before the first token. Layers
       "swa" keep window - 1 tokens, which serves windows up to `window`; layers
-      "attention" read the last `context` tokens and those of the call.
+      "attention" read at least the last `context` tokens and those of the call.
 
     They raise ValueError for tokens, segment ids, a state, a window or parameters that
     do not fit the model or each other; a traced window larger than the one that the
@@ -195,9 +196,8 @@ def _scan_periods(
         return x_BTD, new_states
 
     body = jax.checkpoint(period, prevent_cse=False) if config.remat else period
-    unroll = min(config.unroll, config.periods)
     inputs = (params, layer_states)
-    return jax.lax.scan(body, x_BTD, inputs, length=config.periods, unroll=unroll)
+    return jax.lax.scan(body, x_BTD, inputs, length=config.periods)
 
 
 def _init_state(
@@ -250,7 +250,7 @@ def _check_state(
     for name, kind in zip(layer_names(config), config.pattern, strict=True):
         if kind != "swa" or not isinstance(window, int | np.integer):
             continue
-        served = state.layers[name].k_BPKH.shape[2] + 1
+        served = served_window(state.layers[name])
         if window > served:
             raise ValueError(
                 f"the state was made for windows up to {served} tokens; got {window=}. "

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swa_jax.layers.attention import WindowAttention, empty_cache
+from pallas_kernels.local_attention.step import in_order, window_cache
+from swa_jax.layers.attention import WindowAttention, attend, served_window
 from swa_jax.layers.functional import functional
 
 B, T, D, N, K, H, WINDOW = 2, 9, 12, 4, 2, 6, 4
@@ -91,31 +92,69 @@ def test_values(options):
     np.testing.assert_allclose(y_BTD, expected, rtol=0, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("tokens", [2, 12])
+@pytest.mark.parametrize("tokens", [2, T, 40])
 def test_the_cache_keeps_the_last_tokens(tokens):
     attention = layer(options=False)
     params = random_params(jax.eval_shape(attention.init, jax.random.key(0)))
-    x_BTD = jax.random.normal(jax.random.key(1), (B, T, D))
-    past = empty_cache(B, tokens=tokens, kv_heads=K, head_width=H, dtype="float32")
-    np.testing.assert_array_equal(past.segment_ids_BP, -1)
-    segment_ids_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    x_BTD = jax.random.normal(jax.random.key(1), (B, tokens, D))
+    options = {"kv_heads": K, "head_width": H, "dtype": "float32"}
+    cache = window_cache(B, window=WINDOW, **options)
+    assert served_window(cache) == WINDOW
+    segments_T = np.arange(tokens, dtype=np.int32)
 
     @jax.jit
-    def run(past):
+    def run(cache):
         return attention.bind(params)(
             x_BTD,
-            positions_BT=jnp.zeros((1, T), jnp.int32),  # no rotation
+            positions_BT=jnp.zeros((1, tokens), jnp.int32),  # no rotation
             window=WINDOW,
-            segment_ids_BT=segment_ids_BT,
-            state=past,
+            segment_ids_BT=jnp.broadcast_to(segments_T[None], (B, tokens)),
+            state=cache,
         )
 
-    _, past = run(past)
-    kept = min(tokens, T)
-    segments_P = np.concatenate([np.full(tokens - kept, -1), np.arange(T - kept, T)])
-    np.testing.assert_array_equal(past.segment_ids_BP, [segments_P] * B)
-    for cached, name in ((past.k_BPKH, "key"), (past.v_BPKH, "value")):
-        expected = (x_BTD[:, T - kept :] @ params[name]["kernel"]).reshape(B, -1, K, H)
-        np.testing.assert_allclose(
-            cached[:, tokens - kept :], expected, rtol=1e-5, atol=1e-5
-        )
+    _, cache = run(cache)
+    k_BLKH, v_BLKH, segments_BL = in_order(cache)
+    kept = min(tokens, segments_BL.shape[1])
+    np.testing.assert_array_equal(segments_BL[:, -kept:], [segments_T[-kept:]] * B)
+    np.testing.assert_array_equal(segments_BL[:, :-kept], -1)
+    for cached, name in ((k_BLKH, "key"), (v_BLKH, "value")):
+        expected = (x_BTD[:, -kept:] @ params[name]["kernel"]).reshape(B, -1, K, H)
+        np.testing.assert_allclose(cached[:, -kept:], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_pieces_of_any_length_equal_one_pass_with_gradients(segments):
+    pieces = [20, 1, 3, 17, 16]  # read in the ring, or from it in order
+    rng = np.random.default_rng(2)
+    tokens = {
+        n: jnp.asarray(rng.standard_normal((B, sum(pieces), heads, H)), jnp.float32)
+        for n, heads in {"q": N, "k": K, "v": K, "weights": N}.items()
+    }
+    ids_BT = np.sort(rng.integers(0, 4, (B, sum(pieces))).astype(np.int32), axis=1)
+
+    def loss(tokens, pieces, cache):
+        start, total = 0, 0.0
+        for length in pieces:
+            new = np.s_[:, start : start + length]
+            out_BTNH, cache = attend(
+                tokens["q"][new],
+                tokens["k"][new],
+                tokens["v"][new],
+                cache,
+                segment_ids=ids_BT[new] if segments else None,
+                window=WINDOW,
+                softcap=None,
+                sinks=None,
+            )
+            total += jnp.sum(out_BTNH**2 * tokens["weights"][new])
+            start += length
+        return total
+
+    empty = window_cache(B, window=WINDOW, kv_heads=K, head_width=H, dtype="float32")
+    found = jax.jit(jax.value_and_grad(lambda t: loss(t, pieces, empty)))(tokens)
+    wanted = jax.jit(jax.value_and_grad(lambda t: loss(t, [sum(pieces)], None)))(tokens)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        found,
+        wanted,
+    )

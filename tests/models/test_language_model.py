@@ -224,7 +224,7 @@ def test_bfloat16_compute_keeps_logits_gradients_and_memories_in_float32(make_ti
         assert np.all(np.isfinite(leaf))
     state = tiny.model.init_state(2, window=4, context=8)
     assert state.layers["1_mlstm"].c_BNHP.dtype == jnp.float32
-    assert state.layers["0_swa"].k_BPKH.dtype == jnp.bfloat16
+    assert state.layers["0_swa"].k_BLKH.dtype == jnp.bfloat16
 
 
 def test_parameter_tree():

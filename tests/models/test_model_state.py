@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels.local_attention.step import NEW_TOKENS
+
 KINDS = ("swax", "transformer", "xlstm", "swa", "hybrid")
 T, WINDOW, PIECE = 20, 4, 5
 VALUES = {"rtol": 0, "atol": 1e-4}  # of logits of size 1 to 10, in float32
@@ -70,6 +72,19 @@ def test_packed_documents_in_pieces_equal_one_pass(make_tiny, kind):
     check()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [[18, 1, 1], [1, 2, 17]])
+def test_pieces_longer_than_a_step_equal_one_pass(make_tiny, kind, lengths):
+    tiny = make_tiny(kind)
+    tokens_BT, segments_BT = tokens_and_segments()
+    one_BTV, _ = stepper(tiny.model)(
+        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
+    )
+    state = tiny.model.init_state(2, window=WINDOW, context=T)
+    all_BTV, _ = in_pieces(tiny, lengths, tokens_BT, segments_BT, state)
+    np.testing.assert_allclose(all_BTV, one_BTV, **VALUES)
+
+
 def test_without_segment_ids_the_last_segment_goes_on(make_tiny):
     tiny = make_tiny("swax")
     tokens_BT, _ = tokens_and_segments()
@@ -103,11 +118,11 @@ def test_a_state_made_for_a_larger_window_serves_a_smaller_one(make_tiny):
     np.testing.assert_allclose(all_BTV, one_BTV, **VALUES)
 
 
-def test_a_window_of_one_token_needs_no_cache(make_tiny):
+def test_a_window_of_one_token_keeps_no_more_than_a_step(make_tiny):
     tiny = make_tiny("swa")
     tokens_BT, _ = tokens_and_segments()
     state = tiny.model.init_state(2, window=1, context=0)
-    assert state.layers["0_swa"].k_BPKH.shape == (3, 2, 0, 2, 8)
+    assert state.layers["0_swa"].k_BLKH.shape == (3, 2, NEW_TOKENS, 2, 8)
     run = jax.jit(tiny.model.apply, static_argnames="window")
     logits_BTV, state = run(tiny.params, tokens_BT[:, :1], window=1, state=state)
     one_BTV, _ = run(tiny.params, tokens_BT[:, :1], window=1)
@@ -118,8 +133,10 @@ def test_the_state_keeps_its_shapes_and_its_size_is_the_window(make_tiny):
     model, params = make_tiny("hybrid")[1:]
     state = model.init_state(3, window=6, context=11)
     shapes = jax.tree.map(jnp.shape, state.layers)
-    assert shapes["0_swa"] == ((1, 3, 5, 2, 8), (1, 3, 5, 2, 8), (1, 3, 5))
-    assert shapes["1_attention"] == ((1, 3, 11, 2, 8), (1, 3, 11, 2, 8), (1, 3, 11))
+    for name, kept in {"0_swa": 5, "1_attention": 11}.items():
+        slots = kept + NEW_TOKENS
+        ring = (1, 3, slots, 2, 8)
+        assert shapes[name] == (ring, ring, (1, 3, slots), (1, 3))
     for length in (1, 30):
         tokens_BT = jax.ShapeDtypeStruct((3, length), jnp.int32)
         _, after = jax.eval_shape(
