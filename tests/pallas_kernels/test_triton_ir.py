@@ -1,0 +1,335 @@
+"""What the Triton IR of the kernels shows without a GPU.
+
+The rule: in no program of the grid does an active lane of a load or store, one that its
+mask does not switch off, lie outside of the array; and each element of an output is
+written by one program, once. It is shown by running the integers of the IR (addresses,
+masks, bounds of loops) at sizes that fit no block, and at windows that bring programs
+into every loop. What that rests on is checked too: every load and store of the text is
+reached, and the arrays along tokens do have lanes outside, which only a mask stops.
+Without a mask stand only loads of whole blocks, in the inner one of the three loops.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from pallas_kernels import backend
+from pallas_kernels.inspect.accesses import ACCESSES, accesses
+from pallas_kernels.inspect.triton_ir import (
+    Kernel,
+    kernel_calls,
+    kernels_in,
+    operations,
+    parse,
+)
+from pallas_kernels.local_attention import local_attention, rows
+from pallas_kernels.local_attention.step import local_attention_step, window_cache
+
+KERNELS = ["forward", "dq", "dkv"]  # of local_attention, in the order of their calls
+
+
+class Sizes(NamedTuple):
+    """A call of local_attention, in the names of the README."""
+
+    T: int
+    S: int
+    H: int
+    B: int = 2
+    N: int = 4
+    K: int = 2
+    segments: bool = True
+
+
+def attention_arrays(sizes: Sizes):
+    """Returns the window and the arrays of a call, of any values."""
+    B, T, S, N, K, H = (getattr(sizes, name) for name in "BTSNKH")
+    key = jax.random.key(0)
+    q, k, v = (
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for shape in ((B, T, N, H), (B, S, K, H), (B, S, K, H))
+    )
+    ids = np.sort(np.random.default_rng(0).integers(0, 3, (B, max(T, S))), axis=1)
+    segment_ids = jnp.asarray(ids, jnp.int32) if sizes.segments else None
+    return q, k, v, segment_ids, jnp.zeros(N)
+
+
+def attention_gradients(window, q, k, v, segment_ids, sinks):
+    """Returns the gradients of a sum of local_attention; runs all of its kernels."""
+
+    def total(q, k, v, sinks):
+        out = local_attention(
+            q,
+            k,
+            v,
+            window=window,
+            segment_ids=segment_ids,
+            sinks=sinks,
+            implementation="triton",
+        )
+        return jnp.sum(out.astype(jnp.float32))
+
+    return jax.grad(total, argnums=(0, 1, 2, 3))(q, k, v, sinks)
+
+
+def lower_for_cuda(function, *arguments):
+    """Returns a function lowered for NVIDIA GPUs, which need not be there."""
+    context = contextlib.nullcontext()
+    if jax.__version_info__ >= (0, 11):
+        device = jax.sharding.AbstractDevice("NVIDIA H200", None, "gpu")
+        mesh = AbstractMesh((), (), abstract_device=device)
+        context = jax.sharding.use_abstract_mesh(mesh)
+    with context:
+        traced = jax.jit(function).trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",))
+
+
+class Program:
+    """The kernels of a function, and the integers that it calls them with."""
+
+    def __init__(self, function: Callable, *arguments):
+        with backend.compiling_for("gpu"):
+            self.jaxpr = jax.make_jaxpr(function)(*arguments)
+        self.kernels = [lower_alone(call) for call in kernel_calls(self.jaxpr.jaxpr)]
+        self._jitted = jax.jit(self._integer_operands)
+
+    def calls(self, *arguments) -> list[tuple[Kernel, list[np.ndarray | None]]]:
+        """Returns each kernel with the values of its arrays, None for floats."""
+        found = jax.tree.map(np.asarray, self._jitted(*jax.tree.leaves(arguments)))
+        return [
+            (kernel, [*operands, *[None] * kernel.outputs])
+            for kernel, operands in zip(self.kernels, found, strict=True)
+        ]
+
+    def _integer_operands(self, *arguments):
+        calls = []
+        self._run(self.jaxpr, arguments, calls)
+        return calls
+
+    def _run(self, closed, arguments, calls) -> list[Any]:
+        """Returns a jaxpr's results, with zeros for those of kernels."""
+        names = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+        values = dict(zip(names, [*closed.consts, *arguments], strict=True))
+        for equation in closed.jaxpr.eqns:
+            read = [x.val if hasattr(x, "val") else values[x] for x in equation.invars]
+            inner = equation.params.get("call_jaxpr", equation.params.get("jaxpr"))
+            if equation.primitive.name == "pallas_call":
+                calls.append([x if is_integer(x) else None for x in read])
+                out = [jnp.zeros(x.aval.shape, x.aval.dtype) for x in equation.outvars]
+            elif equation.primitive.name != "scan" and inner is not None:
+                out = self._run(inner, read, calls)
+            else:
+                out = equation.primitive.bind(*read, **equation.params)
+            out = out if equation.primitive.multiple_results else [out]
+            values |= dict(zip(equation.outvars, out, strict=True))
+        return [x.val if hasattr(x, "val") else values[x] for x in closed.jaxpr.outvars]
+
+
+def is_integer(x) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.integer)
+
+
+def lower_alone(equation) -> Kernel:
+    """Returns the Triton kernel of a call of Pallas."""
+    shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
+    call = lambda *arrays: equation.primitive.bind(*arrays, **equation.params)  # noqa: E731
+    (kernel,) = kernels_in(lower_for_cuda(call, *shapes))
+    return kernel
+
+
+class Found(NamedTuple):
+    """What running the integers of one call of a kernel shows."""
+
+    reached: set[int]  # loads and stores, by their numbers in the text
+    left: set[int]  # arrays with lanes outside, active or not
+    wrong: list[str]  # what breaks the rule
+
+
+def run_integers(kernel: Kernel, arrays) -> Found:
+    """Returns what the accesses of all programs show."""
+    reached, left, wrong = set(), set(), []
+    sizes = [int(np.prod(shape)) for shape in kernel.shapes]
+    written = {
+        array: np.zeros(sizes[array], int)
+        for array in range(len(sizes) - kernel.outputs, len(sizes))
+    }
+    for access in accesses(kernel, arrays):
+        reached.add(access.number)
+        outside = access.outside(sizes[access.array])
+        if outside.any():
+            left.add(access.array)
+        if (outside & access.active).any():
+            wrong.append(f"{access.operation} outside array {access.array}")
+        elif access.operation == "tt.store":
+            np.add.at(written[access.array], access.offsets[access.active], 1)
+    wrong += [
+        f"array {array} is not written once: {count.min()} to {count.max()} times"
+        for array, count in written.items()
+        if (count != 1).any()
+    ]
+    return Found(reached, left, wrong)
+
+
+CALLS = {
+    "a ragged head, segments": Sizes(T=100, S=100, H=24),
+    "more keys than queries": Sizes(T=70, S=300, H=32, B=1, segments=False),
+    "more queries than keys": Sizes(T=140, S=77, H=16, B=1, N=3, K=1),
+    "whole blocks": Sizes(T=300, S=300, H=32, B=1, N=2, K=1, segments=False),
+}
+WINDOWS = (1, 40, 1000)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Returns a function from the name of a call to its program, lowered once."""
+    known = {}
+
+    def program(name):
+        if name not in known:
+            arrays = attention_arrays(CALLS[name])
+            known[name] = Program(attention_gradients, jnp.int32(1), *arrays), arrays
+        return known[name]
+
+    return program
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_no_active_lane_is_outside_and_each_output_is_written_once(programs, name):
+    program, arrays = programs(name)
+    left = [set() for _ in KERNELS]
+    for window in WINDOWS:
+        calls = program.calls(jnp.int32(window), *arrays)
+        for i, (kernel, integers) in enumerate(calls):
+            found = run_integers(kernel, integers)
+            assert found.wrong == []
+            left[i] |= found.left
+    lengths = (CALLS[name].T, CALLS[name].S)
+    for i, kernel in enumerate(program.kernels):
+        along_tokens = [len(s) > 1 and s[1] in lengths for s in kernel.shapes]
+        assert left[i] == set(np.flatnonzero(along_tokens)), (
+            "no mask is put to the test"
+        )
+
+
+def test_every_load_and_store_is_reached(programs):
+    program, arrays = programs("whole blocks")
+    reached = [set() for _ in KERNELS]
+    for window in WINDOWS:
+        calls = program.calls(jnp.int32(window), *arrays)
+        for i, (kernel, integers) in enumerate(calls):
+            reached[i] |= run_integers(kernel, integers).reached
+    for i, kernel in enumerate(program.kernels):
+        assert kernel.name == f"local_attention_{KERNELS[i]}"
+        module = parse(kernel)
+        text = [op for op in operations(module.operation) if op.name in ACCESSES]
+        assert reached[i] == set(range(len(text)))
+
+
+@pytest.mark.parametrize("name", ["a ragged head, segments", "whole blocks"])
+def test_loops_are_counted_and_loads_without_a_mask_are_in_the_inner_one(
+    programs, name
+):
+    program, _ = programs(name)
+    for kernel in program.kernels:
+        module = parse(kernel)
+        text = list(operations(module.operation))
+        control = [op for op in text if op.name.startswith(("scf.", "cf."))]
+        loops = [op for op in control if op.name != "scf.yield"]
+        assert [loop.name for loop in loops] == ["scf.for"] * 3
+        inner = set(operations(loops[1]))
+        assert {op for op in text if is_unmasked(op)} <= inner
+
+
+def is_unmasked(operation) -> bool:
+    """Whether an operation is a load or store of a tensor without a mask."""
+    operands = {"tt.load": 1, "tt.store": 2}.get(operation.name)
+    if operands != len(operation.operands):
+        return False
+    return str(operation.operands[0].type).startswith("tensor")
+
+
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_the_decode_kernel_stays_inside_too(new_tokens):
+    B, T, N, K, H = 3, new_tokens, 6, 2, 24
+    cache = window_cache(B, window=30, kv_heads=K, head_width=H, dtype=jnp.bfloat16)
+    q = jnp.ones((B, T, N, H), jnp.bfloat16)
+    k = jnp.ones((B, T, K, H), jnp.bfloat16)
+
+    def step(window, q, k, v, cache):
+        return local_attention_step(
+            q, k, v, cache, window=window, implementation="triton"
+        )
+
+    program = Program(step, jnp.int32(1), q, k, k, cache)
+    (kernel,) = program.kernels
+    module, reached = parse(kernel), set()
+    text = list(operations(module.operation))
+    assert [op.name for op in text if op.name.startswith("scf.")] == [
+        "scf.for",
+        "scf.yield",
+    ]
+    for tokens in (0, 20, 1000):
+        cache = cache._replace(tokens_B=jnp.asarray([tokens, 5, 0], jnp.int32))
+        ((_, integers),) = program.calls(jnp.int32(30), q, k, k, cache)
+        found = run_integers(kernel, integers)
+        assert found.wrong == []
+        reached |= found.reached
+    assert len(reached) == sum(op.name in ACCESSES for op in text)
+
+
+def without_row_masks(monkeypatch):
+    monkeypatch.setattr(rows, "_both", lambda valid_R, inside_1H: inside_1H)
+
+
+def without_column_masks(monkeypatch):
+    columns = rows._columns
+    monkeypatch.setattr(rows, "_columns", lambda sizes: (columns(sizes)[0], None))
+
+
+def without_any_mask(monkeypatch):
+    monkeypatch.setattr(rows, "_both", lambda valid_R, inside_1H: None)
+
+
+def without_masks_of_keys(monkeypatch):
+    block = rows.key_block
+    monkeypatch.setattr(
+        rows, "key_block", lambda *a, ragged, **k: block(*a, ragged=False, **k)
+    )
+
+
+def without_edge_blocks(monkeypatch):
+    def phases(visits, body, carry):
+        step = lambda j, carry: body(j, carry, edge=False)  # noqa: E731
+        return jax.lax.fori_loop(0, visits.count, step, carry)
+
+    monkeypatch.setattr(rows, "phases", phases)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "caught"),
+    [
+        (without_row_masks, {"forward", "dq", "dkv"}),
+        (without_column_masks, {"forward", "dq", "dkv"}),
+        (without_any_mask, {"forward", "dq", "dkv"}),
+        (without_masks_of_keys, {"forward", "dq", "dkv"}),
+        (without_edge_blocks, {"forward", "dq"}),  # rows are masked in every loop
+    ],
+)
+def test_a_mask_that_is_missing_is_found(monkeypatch, mistake, caught):
+    jax.clear_caches()
+    mistake(monkeypatch)
+    arrays = attention_arrays(CALLS["a ragged head, segments"])
+    program = Program(attention_gradients, jnp.int32(1), *arrays)
+    calls = program.calls(jnp.int32(1000), *arrays)
+    wrong = {
+        name
+        for name, (kernel, integers) in zip(KERNELS, calls, strict=True)
+        if run_integers(kernel, integers).wrong
+    }
+    jax.clear_caches()
+    assert wrong == caught
