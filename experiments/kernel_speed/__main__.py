@@ -4,25 +4,23 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
 
-from .cases import QUICK, Sizes
-from .claims import judge
+from . import cpu_suite, report
+from .cases import Sizes
 from .devices import Platform, find_device
-from .memory import measure_memory
-from .peer import PEER_CHUNK, PeerMissing
+from .gpu.clocks import Clock
+from .gpu.origin import origin
+from .gpu.programs import Forms
+from .gpu.sizes import QUICK, GpuSizes
+from .gpu.suite import run
 from .provenance import provenance
-from .races import race_attention, race_mlstm
-from .report import Results, show, write
-from .scaling import measure_scaling
-from .timing import matmul_peak
 
 RESULTS = Path(__file__).parent / "results"
-SUCCESS, BAD_INPUT = 0, 2
-GPU_PEAK_SIZE = 8192  # side of the matrices
+SUCCESS, FAILED, BAD_INPUT = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +28,43 @@ class Options:
     """Measure time and memory of the linear-cost forms, and race them against peers.
 
     Attributes:
-        device: backend of JAX to measure.
-        rounds: number of interleaved repetitions of each time; None: 15, or 3
-            with --quick.
-        peer_lengths: lengths (tokens, multiples of 64) of the race against
-            mlstm_kernels; none given: 1024 2048 4096, which take minutes to
-            compile.
+        device: backend of JAX to measure; each has a suite of its own.
+        rounds: number of interleaved repetitions of each time; None: 15 on a CPU, 7 on
+            a GPU, fewer with --quick.
+        peer_lengths: CPU: lengths (tokens, multiples of 64) of the race against
+            mlstm_kernels; none given: 1024 2048 4096, which take minutes to compile.
+        budget_seconds: GPU: no case starts after as many seconds.
+        resume: GPU: go on with the results in the folder, if they are of the same
+            commit, source, device and versions.
+        commit: GPU: the commit to record, where there is no git to ask.
+        clock: GPU: kernels by CUPTI where it can be read, or the wall in any case.
         seed: seed of the random inputs.
         quick: tiny sizes, to see that everything runs.
-        out: folder for DEVICE.json and DEVICE.md; None: results/ beside this program,
-            and no file with --quick.
+        out: folder for DEVICE.json and DEVICE.md (and the GPU's plot); None: results/
+            beside this program, and no file with --quick.
     """
 
     device: Platform = "cpu"
     rounds: int | None = None
     peer_lengths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[T ...]")] = ()
+    budget_seconds: float = 330.0
+    resume: bool = False
+    commit: str | None = None
+    clock: Clock = "kernels"
     seed: int = 0
     quick: bool = False
     out: Path | None = None
 
+    def folder(self) -> Path | None:
+        """Returns where the results go, None for nowhere."""
+        return self.out or (None if self.quick else RESULTS)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 measured (whatever the verdicts), 2 bad usage."""
+    """Returns the exit code: 0 measured, whatever the verdicts; 2 bad usage.
+
+    1: on a GPU one of our kernels failed, was wrong, or differed between two runs.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = tyro.cli(
         Options,
@@ -65,74 +78,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"kernel_speed: {error}", file=sys.stderr)
         return BAD_INPUT
-    origin = provenance(
-        device_kind=device.device_kind, arguments=arguments, seed=options.seed
-    )
     with jax.default_device(device):
-        results = _measure(options, sizes, origin)
-    show(results)
-    folder = options.out or (None if options.quick else RESULTS)
-    if folder is not None:
-        for path in write(results, folder, name=options.device):
+        if isinstance(sizes, GpuSizes):
+            return _gpu(options, sizes, device, arguments)
+        return _cpu(options, sizes, device, arguments)
+
+
+def _sizes(options: Options) -> Sizes | GpuSizes:
+    """Returns the sizes that the options choose; raises ValueError on a bad one."""
+    if options.rounds is not None and options.rounds < 1:
+        raise ValueError(f"--rounds wants at least 1; got {options.rounds}.")
+    if options.device == "cpu":
+        if options.resume or options.commit:
+            raise ValueError("--resume and --commit want --device gpu.")
+        return cpu_suite.choose_sizes(
+            quick=options.quick,
+            rounds=options.rounds,
+            peer_lengths=options.peer_lengths,
+        )
+    if options.peer_lengths:
+        raise ValueError("--peer-lengths wants --device cpu.")
+    sizes = QUICK if options.quick else GpuSizes()
+    if options.rounds is not None:
+        sizes = dataclasses.replace(sizes, rounds=options.rounds)
+    return sizes
+
+
+def _cpu(options: Options, sizes: Sizes, device: Any, arguments: Sequence[str]) -> int:
+    """Returns the exit code of the CPU suite."""
+    results = cpu_suite.measure(
+        sizes,
+        provenance(
+            device_kind=device.device_kind, arguments=arguments, seed=options.seed
+        ),
+        quick=options.quick,
+        seed=options.seed,
+        progress=_progress,
+    )
+    report.show(results)
+    if (folder := options.folder()) is not None:
+        for path in report.write(results, folder, name="cpu"):
             print(f"written: {path}")
     return SUCCESS
 
 
-def _sizes(options: Options) -> Sizes:
-    """Returns the sizes that the options choose; raises ValueError on a bad one."""
-    sizes = QUICK if options.quick else Sizes()
-    if options.device == "gpu" and not options.quick:
-        # A smaller matmul is over before a GPU is full.
-        sizes = dataclasses.replace(sizes, peak_size=GPU_PEAK_SIZE)
-    if options.rounds is not None:
-        if options.rounds < 1:
-            raise ValueError(f"--rounds wants at least 1; got {options.rounds}.")
-        sizes = dataclasses.replace(sizes, rounds=options.rounds)
-    if options.peer_lengths:
-        for length in options.peer_lengths:
-            if length < 1 or length % PEER_CHUNK:
-                raise ValueError(
-                    f"--peer-lengths wants multiples of {PEER_CHUNK} tokens, which "
-                    f"mlstm_kernels needs; got {length}."
-                )
-        sizes = dataclasses.replace(sizes, peer_lengths=options.peer_lengths)
-    return sizes
-
-
-def _measure(options: Options, sizes: Sizes, origin: dict) -> Results:
-    """Returns all numbers of a run; the peak is the faster one of start and end."""
-    seed = options.seed
-    peak = {"size": sizes.peak_size, "rounds": sizes.rounds, "seed": seed}
-    _progress("memory: a fresh process")
-    memory = measure_memory(sizes, device=options.device, seed=seed)
-    _progress("matmul peak")
-    peak_before = matmul_peak(**peak)
-    scaling = measure_scaling(sizes, seed=seed, progress=_progress)
-    attention_races = race_attention(sizes, seed=seed, progress=_progress)
-    mlstm_races, note = [], None
-    try:
-        mlstm_races = race_mlstm(sizes, seed=seed, progress=_progress)
-    except PeerMissing as error:
-        note = f"Not raced: {error}"
-    peak_after = matmul_peak(**peak)
-    claims = judge(
+def _gpu(
+    options: Options, sizes: GpuSizes, device: Any, arguments: Sequence[str]
+) -> int:
+    """Returns the exit code of the GPU suite."""
+    results = run(
         sizes,
-        scaling=scaling,
-        memory=memory,
-        mlstm_races=mlstm_races,
-        attention_races=attention_races,
-    )
-    return Results(
-        provenance=origin,
+        origin(device, arguments=arguments, seed=options.seed, commit=options.commit),
+        forms=Forms(),
         quick=options.quick,
-        peak=max(peak_before, peak_after),
-        scaling=scaling,
-        memory=memory,
-        mlstm_races=mlstm_races,
-        mlstm_race_note=note,
-        attention_races=attention_races,
-        claims=claims,
+        seed=options.seed,
+        budget_seconds=options.budget_seconds,
+        clock=options.clock,
+        folder=options.folder(),
+        resume=options.resume,
+        progress=_progress,
     )
+    faults = results.faults()
+    for fault in faults:
+        print(f"kernel_speed: {fault}", file=sys.stderr)
+    return FAILED if faults else SUCCESS
 
 
 def _progress(line: str) -> None:

@@ -15,7 +15,11 @@ CPU_INFORMATION = Path("/proc/cpuinfo")
 
 
 def provenance(
-    *, device_kind: str, arguments: Sequence[str], seed: int
+    *,
+    device_kind: str,
+    arguments: Sequence[str],
+    seed: int,
+    packages: Sequence[str] = PACKAGES,
 ) -> dict[str, Any]:
     """Returns what a reader needs to judge the numbers and to measure them again."""
     now = datetime.datetime.now(datetime.UTC)
@@ -27,7 +31,7 @@ def provenance(
         "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
         "uncommitted_changes": _uncommitted_changes(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **{package: _version(package) for package in packages},
         "device": device_kind,
         "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),

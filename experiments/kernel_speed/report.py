@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import rich.console
-import rich.table
-
 from .claims import Claim
 from .memory import Memory
 from .races import Race
 from .scaling import Scaling
-
-SCREEN_WIDTH = 132  # columns, where the output is no terminal
+from .tables import Table, milliseconds, page, percent
+from .tables import show as show_tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +32,11 @@ class Results:
     claims: list[Claim]
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A title, a note below it (may be empty), column names, and rows of text."""
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
 def tables(results: Results, /) -> list[Table]:
     """Returns the tables of a run, the claims first."""
     mlstm_note = results.mlstm_race_note or "theirs: mlstm_kernels' native JAX form"
     return [
-        _claims(results.claims),
+        claims_table(results.claims),
         _scaling(results.scaling, results.peak),
         _memory(results.memory),
         _races(
@@ -87,34 +74,13 @@ def to_json(results: Results, /) -> str:
 
 def to_markdown(results: Results, /) -> str:
     """Returns the tables as one Markdown page."""
-    lines = [f"# Kernel speed on {results.provenance['device']}", ""]
-    lines += [_introduction(results), ""]
-    for table in tables(results):
-        lines += [f"## {table.title}", ""]
-        if table.rows:
-            lines += [_markdown_row(table.columns)]
-            lines += [_markdown_row(["---"] * len(table.columns))]
-            lines += [_markdown_row(row) for row in table.rows] + [""]
-        if table.note:
-            lines += [f"{table.note}.", ""]
-    return "\n".join(lines)
+    title = f"Kernel speed on {results.provenance['device']}"
+    return page(title, _introduction(results), tables(results))
 
 
 def show(results: Results, /) -> None:
     """Prints the tables and returns nothing."""
-    console = rich.console.Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = SCREEN_WIDTH
-    console.print(_introduction(results))
-    for table in tables(results):
-        grid = rich.table.Table(*table.columns, title=table.title)
-        grid.title_justify = "left"
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print()
-        console.print(grid if table.rows else table.title)
-        if table.note:
-            console.print(f"{table.note}.")
+    show_tables(_introduction(results), tables(results))
 
 
 def write(results: Results, folder: Path, /, *, name: str) -> list[Path]:
@@ -138,7 +104,8 @@ def _introduction(results: Results) -> str:
     return text
 
 
-def _claims(claims: Sequence[Claim]) -> Table:
+def claims_table(claims: Sequence[Claim], /) -> Table:
+    """Returns every claim with its verdict."""
     rows = [
         (
             claim.text,
@@ -158,10 +125,10 @@ def _scaling(scaling: Sequence[Scaling], peak: float) -> Table:
             row.operation,
             row.part,
             str(row.tokens),
-            _milliseconds(row.median_seconds),
+            milliseconds(row.median_seconds),
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            _milliseconds(row.flops / peak),
-            _percent(row.flops / peak / row.median_seconds),
+            milliseconds(row.flops / peak),
+            percent(row.flops / peak / row.median_seconds),
         )
         for row in scaling
     ]
@@ -211,12 +178,12 @@ def _races(
             row.part,
             str(row.tokens),
             no_window if row.window is None else str(row.window),
-            _milliseconds(row.our_median_seconds),
-            _milliseconds(row.their_median_seconds),
+            milliseconds(row.our_median_seconds),
+            milliseconds(row.their_median_seconds),
             f"{row.ratio:.3f}",
-            _milliseconds(row.flops / peak),
-            _percent(row.flops / peak / row.our_median_seconds),
-            _percent(row.flops / peak / row.their_median_seconds),
+            milliseconds(row.flops / peak),
+            percent(row.flops / peak / row.our_median_seconds),
+            percent(row.flops / peak / row.their_median_seconds),
             f"{row.largest_difference:.1e} ({row.largest_value:.1e})",
         )
         for row in races
@@ -237,24 +204,18 @@ def _races(
 
 
 def _provenance(results: Results) -> Table:
+    table = provenance_table(results.provenance)
+    table.rows.append(("matmul peak (GFLOP/s)", f"{results.peak / 1e9:.1f}"))
+    return table
+
+
+def provenance_table(provenance: dict[str, Any], /) -> Table:
+    """Returns where the numbers come from, one line each."""
     rows = [
         (name, "-" if value is None else str(value))
-        for name, value in results.provenance.items()
+        for name, value in provenance.items()
     ]
-    rows.append(("matmul peak (GFLOP/s)", f"{results.peak / 1e9:.1f}"))
     return Table("Run", "", ("what", "value"), rows)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _gigabytes(count: int | None) -> str:

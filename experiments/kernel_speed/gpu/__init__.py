@@ -1,0 +1,1 @@
+"""The GPU suite: races of window attention, decoding, and their floors."""

@@ -1,0 +1,187 @@
+"""What is raced in JAX: ours, cuDNN through jax.nn, the chunked form, rope and norm.
+
+All take (window, q, k, v, the output's cotangent) and compile before any clock starts,
+several at a time.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.local_attention import local_attention
+from pallas_kernels.local_attention.chunked import BLOCK
+from pallas_kernels.local_attention.tiles import SHORT
+from swa_jax.layers.functional import functional
+from swa_jax.layers.normalization import RMSNorm
+from swa_jax.layers.rotary import rotate
+
+from ..cases import Part
+from .clocks import Refusal, reason
+from .sizes import CUDNN, OURS, Shape, Window
+
+REFERENCE = "float32 reference"
+ROPE_THETA = 10_000.0
+SETS = 2  # inputs in rotation; each alone is several times an L2 cache
+THREADS = 8  # that compile
+
+# (q, k, v, window=) -> out
+Operation = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """Which implementations are raced; a test replaces those that need a GPU."""
+
+    ours: str = "triton"
+    decode: str = "triton"
+    peer: Literal["cudnn", "xla"] = "cudnn"
+
+
+class ProgramKey(NamedTuple):
+    """A compiled program: "any" window is an operand, another is known to it."""
+
+    name: str
+    window: Window | Literal["any"]
+    part: Part
+
+
+def input_sets(shape: Shape, /, *, seed: int) -> list[tuple[jax.Array, ...]]:
+    """Returns SETS times q, k, v and the output's cotangent, standard normal bf16."""
+    query = (shape.batch, shape.row, shape.query_heads, shape.width)
+    key = (shape.batch, shape.row, shape.kv_heads, shape.width)
+
+    @jax.jit
+    def draw(seed_key):
+        keys = jax.random.split(seed_key, 4)
+        shapes = (query, key, key, query)
+        return tuple(
+            jax.random.normal(k, s, jnp.bfloat16)
+            for k, s in zip(keys, shapes, strict=True)
+        )
+
+    return [draw(key) for key in jax.random.split(jax.random.key(seed), SETS)]
+
+
+def attention_key(name: str, window: Window, part: Part, /) -> ProgramKey:
+    """Returns the program that serves a window.
+
+    Ours takes its tiles by the class of the window: a short one is compiled in, all
+    longer ones share a program, which is the same kernel. cuDNN compiles each in.
+    """
+    if name == OURS:
+        short = window is not None and window <= SHORT
+        return ProgramKey(name, window if short else "any", part)
+    return ProgramKey(name, window if name == CUDNN else "any", part)
+
+
+def block_visits(shape: Shape, window: Window, /) -> int:
+    """Returns how many pairs of blocks the chunked form visits one after the other."""
+    blocks = -(-shape.row // BLOCK)
+    window = shape.row if window is None else window
+    seen = -(-(window - 1) // BLOCK) + 1
+    return sum(min(i + 1, seen) for i in range(blocks))
+
+
+def attention_operation(name: str, forms: Forms, /) -> Operation:
+    """Returns the attention of that name, of bf16 arrays."""
+    if name == CUDNN:
+        return partial(_jax_nn, implementation=forms.peer)
+    implementation = forms.ours if name == OURS else "chunked"
+    return partial(local_attention, implementation=implementation)
+
+
+def _jax_nn(q_BTNH, k_BTKH, v_BTKH, /, *, window, implementation):
+    """Returns jax.nn's attention; its left window does not count the query's token."""
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
+
+
+def attention_program(operation: Operation, key: ProgramKey, /) -> Callable[..., Any]:
+    """Returns (window, q, k, v, dout) -> out, or -> (out, (dq, dk, dv))."""
+
+    def run(window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
+        if key.window != "any":
+            window = key.window
+        function = partial(operation, window=window)
+        if key.part == "forward":
+            return function(q_BTNH, k_BTKH, v_BTKH)
+        out_BTNH, pullback = jax.vjp(function, q_BTNH, k_BTKH, v_BTKH)
+        return out_BTNH, pullback(dout_BTNH)
+
+    return run
+
+
+def reference_program(part: Part, /) -> Callable[..., Any]:
+    """Returns the attention of the same arguments in float32, by the chunked form."""
+    operation = partial(local_attention, implementation="chunked")
+    program = attention_program(operation, ProgramKey(REFERENCE, "any", part))
+
+    def run(window, *arrays):
+        return program(window, *(x.astype(jnp.float32) for x in arrays))
+
+    return run
+
+
+def rope_program(width: int, part: Part, /) -> Callable[..., Any]:
+    """Returns (window, q, k, v, dout) -> q and k, normalised and rotated.
+
+    With gradients, those of q, k and both norms' scales too; v stands for the cotangent
+    of the rotated k.
+    """
+    norm = functional(lambda rngs: RMSNorm(width), name="norm")
+
+    def both(q_BTNH, k_BTKH, q_norm, k_norm, *, positions_BT):
+        return tuple(
+            rotate(norm.bind(params)(x), positions_BT, theta=ROPE_THETA)
+            for x, params in ((q_BTNH, q_norm), (k_BTKH, k_norm))
+        )
+
+    def run(window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
+        scales = [norm.init(jax.random.key(0)) for _ in "qk"]
+        tokens_T = jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)
+        # Positions known only at run time, as in a model: nothing is folded away.
+        function = partial(both, positions_BT=(tokens_T + window)[None])
+        if part == "forward":
+            return function(q_BTNH, k_BTKH, *scales)
+        rotated, pullback = jax.vjp(function, q_BTNH, k_BTKH, *scales)
+        return rotated, pullback((dout_BTNH, v_BTKH))
+
+    return run
+
+
+def compile_all(
+    programs: Mapping[ProgramKey, Callable[..., Any]], arguments: tuple, /
+) -> dict[ProgramKey, Any]:
+    """Returns each program compiled for the arguments, or the Refusal that it met.
+
+    Tracing takes turns; XLA's compiling, which is nearly all of the time, does not.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        compiling = {}
+        for key, program in programs.items():
+            try:
+                lowered = jax.jit(program).lower(*arguments)
+                compiling[key] = threads.submit(lowered.compile)
+            except Exception as error:  # any: a peer's refusal is a row, not a crash
+                compiling[key] = Refusal(reason(error))
+        return {key: _compiled(future) for key, future in compiling.items()}
+
+
+def _compiled(future: Any) -> Any:
+    if isinstance(future, Refusal):
+        return future
+    try:
+        return future.result()
+    except Exception as error:  # any, as above
+        return Refusal(reason(error))

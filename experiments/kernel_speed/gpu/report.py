@@ -1,0 +1,229 @@
+"""The GPU suite's tables, and its files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cases import PARTS, Part
+from ..claims import Claim
+from ..report import claims_table, provenance_table
+from ..tables import Table, milliseconds, page, percent
+from .claims import judge
+from .flex import NOT_INSTALLED
+from .floors import Peaks, Work, floor, rope_and_norm_work
+from .plot import draw
+from .results import (
+    GpuResults,
+    RaceRow,
+    Time,
+    decode_name,
+    race_name,
+    share,
+    to_json,
+)
+from .sizes import CHUNKED, CUDNN, FLEX, OURS, ROPE, GpuSizes
+
+INTRODUCTION = (
+    "Written by the command below. Times are medians over interleaved rounds, in ms; "
+    "a ratio is the median over the rounds of the ratios within a round. The floor is "
+    "the larger of the bytes that must move at the memory bandwidth, and the FLOPs of "
+    "the visible pairs at the bf16 matmul peak, both measured in the same run; the "
+    "share in brackets is floor / time."
+)
+QUICK_NOTE = " Tiny sizes (--quick): the verdicts say nothing about speed."
+
+
+def introduction(results: GpuResults, /) -> str:
+    """Returns what stands above the tables."""
+    return INTRODUCTION + (QUICK_NOTE if results.quick else "")
+
+
+def tables(results: GpuResults, sizes: GpuSizes, /) -> list[Table]:
+    """Returns the tables of a run, the claims first."""
+    claims = judge(results, sizes)
+    widths = dict.fromkeys(row.width for row in results.races)
+    races = [_races(results, width, part) for width in widths for part in PARTS]
+    return [
+        _claims(claims, results),
+        *(table for table in races if table.rows),
+        _decoding(results),
+        _rope(results, sizes),
+        _failures(results),
+        _run(results),
+    ]
+
+
+def write(results: GpuResults, sizes: GpuSizes, folder: Path, /) -> list[Path]:
+    """Returns the paths of gpu.json and gpu.md, which it writes.
+
+    Each is replaced as a whole: a run that is killed meanwhile leaves the old one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"Kernel speed on {results.provenance['device']}"
+    text = page(title, introduction(results), tables(results, sizes))
+    contents = {"gpu.json": to_json(results, judge(results, sizes)), "gpu.md": text}
+    paths = []
+    for name, content in contents.items():
+        unfinished = folder / f"{name}.part"
+        unfinished.write_text(content, encoding="utf-8")
+        paths.append(unfinished.replace(folder / name))
+    return paths
+
+
+def write_plot(results: GpuResults, folder: Path, /) -> list[Path]:
+    """Returns the path of gpu.svg, which it writes where there is a race to draw."""
+    if not results.races:
+        return []
+    path = folder / "gpu.svg"
+    draw(results, path)
+    return [path]
+
+
+def _claims(claims: Sequence[Claim], results: GpuResults) -> Table:
+    table = claims_table(claims)
+    note = " ".join(results.notes).removesuffix(".")
+    return Table("Targets", note, table.columns, table.rows)
+
+
+def _races(results: GpuResults, width: int, part: Part) -> Table:
+    """Returns the races at one head width, a line for each row length and window."""
+    rows = [row for row in results.races if (row.width, row.part) == (width, part)]
+    lines = [_race(row, results.peaks) for row in sorted(rows, key=_order)]
+    columns = ("row", "W", *CONTENDERS, f"ours / {CUDNN}", f"ours / {FLEX}")
+    columns += ("floor", "error", "off the peers", "repeats")
+    note = (
+        "Floor: the larger of bytes (B) and FLOPs (F). Error: ours against float32; "
+        "off the peers: against their results; both relative to the largest value"
+    )
+    return Table(f"Attention, width {width}, {part}", note, columns, lines)
+
+
+CONTENDERS = (OURS, CUDNN, FLEX, CHUNKED)
+
+
+def _order(row: RaceRow) -> tuple[float, float]:
+    return row.row, float("inf") if row.window is None else row.window
+
+
+def _race(row: RaceRow, peaks: Peaks) -> tuple[str, ...]:
+    times = {name: row.time_of(name) for name in CONTENDERS}
+    seconds, bound = floor(row.work, peaks)
+    off = [t.difference for t in times.values() if t and t.difference is not None]
+    return (
+        str(row.row),
+        "full" if row.window is None else str(row.window),
+        *(_time(row.work, time, peaks) for time in times.values()),
+        *(_number(_ratio(times[name])) for name in (CUDNN, FLEX)),
+        f"{milliseconds(seconds)} {bound[0].upper()}",
+        "-" if row.error is None else f"{row.error:.1e}",
+        f"{max(off):.1e}" if off else "-",
+        {None: "-", True: "yes", False: "NO"}[row.repeatable],
+    )
+
+
+def _time(work: Work, time: Time | None, peaks: Peaks) -> str:
+    """Returns a time and its share of the floor; an asterisk marks the wall clock."""
+    if time is None:
+        return "-"
+    if time.failure is not None or time.median_seconds is None:
+        return _without_time(time)
+    reached = share(work, time, peaks)
+    mark = "" if time.clock == "kernels" else "*"
+    return f"{milliseconds(time.median_seconds)}{mark} ({percent(reached or 0.0)})"
+
+
+def _without_time(time: Time) -> str:
+    """Returns in a word why a contender has no time; a table has the reason."""
+    if time.contender == OURS:
+        return "failed"
+    missing = (time.failure or "").startswith(NOT_INSTALLED)
+    return NOT_INSTALLED if missing else "refused"
+
+
+def _ratio(time: Time | None) -> float | None:
+    return None if time is None else time.ratio
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _decoding(results: GpuResults) -> Table:
+    rows = []
+    for row in sorted(results.decodes, key=lambda row: (row.window, row.batch)):
+        wall = sorted(row.time.wall_seconds)
+        kernel = _longest_kernel(row.time)
+        rows.append(
+            (
+                str(row.batch),
+                str(row.window),
+                _time(row.work, row.time, results.peaks),
+                "-" if kernel is None else milliseconds(kernel),
+                milliseconds(wall[len(wall) // 2]) if wall else "-",
+                f"{row.bytes / 1e6:.3g}",
+                milliseconds(floor(row.work, results.peaks).seconds),
+            )
+        )
+    columns = ("batch", "W", OURS, "longest kernel", "on the wall", "MB", "floor")
+    note = "One new token a row. On the wall: a step alone, the host's launch included"
+    return Table("Decode", note, columns, rows)
+
+
+def _longest_kernel(time: Time) -> float | None:
+    return max(time.kernels.values()) if time.kernels else None
+
+
+def _rope(results: GpuResults, sizes: GpuSizes) -> Table:
+    """Returns rope and norm beside our attention: what fusing could save at most."""
+    tokens = {(s.row, s.width): s for s in sizes.shapes}
+    rows = []
+    for row in results.races:
+        time, ours = row.time_of(ROPE), row.times[0]
+        if time is None or (row.row, row.width) not in tokens:
+            continue
+        work = rope_and_norm_work(tokens[row.row, row.width], row.part)
+        share_of_both = None if time.ratio is None else 1 / (1 + time.ratio)
+        rows.append(
+            (
+                row.part,
+                str(row.width),
+                "full" if row.window is None else str(row.window),
+                _time(work, time, results.peaks),
+                _time(row.work, ours, results.peaks),
+                "-" if share_of_both is None else percent(share_of_both),
+            )
+        )
+    columns = ("part", "width", "W", ROPE, "attention", "share of both")
+    note = (
+        "A fused kernel saves at most the time of rope and norm, whose floor is their "
+        "bytes, read and written once"
+    )
+    return Table("Is it worth fusing rope and norm?", note, columns, rows)
+
+
+def _failures(results: GpuResults) -> Table:
+    """Returns why a contender has no time, a line for each reason."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in results.races:
+        for time in row.times:
+            if time.failure is not None:
+                key = (time.contender, time.failure)
+                cases.setdefault(key, []).append(race_name(row))
+    for row in results.decodes:
+        if row.time.failure is not None:
+            key = (f"{OURS}, decode", row.time.failure)
+            cases.setdefault(key, []).append(decode_name(row))
+    rows = [
+        (contender, failure, str(len(names)), names[0])
+        for (contender, failure), names in cases.items()
+    ]
+    columns = ("contender", "reason", "cases", "the first")
+    return Table("Failed or refused", "" if rows else "None", columns, rows)
+
+
+def _run(results: GpuResults) -> Table:
+    table = provenance_table(results.provenance)
+    flops, moved = results.peaks
+    table.rows.append(("matmul peak, bf16 (TFLOP/s)", f"{flops / 1e12:.1f}"))
+    table.rows.append(("memory bandwidth (GB/s)", f"{moved / 1e9:.0f}"))
+    table.rows.append(("clock (* in a table: the wall)", results.clock))
+    return table
