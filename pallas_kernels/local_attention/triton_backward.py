@@ -37,8 +37,12 @@ def backward(
     /,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Returns dq_BTNH, dk_BSKH, dv_BSKH and, in float32, dsinks_N (None without)."""
-    dq_BTNH, mean_BTN = _dq(inputs, out_BTNH, lse_BTN, dout_BTNH, sizes, tiles.dq)
-    dk_BSKH, dv_BSKH = _dkv(inputs, lse_BTN, mean_BTN, dout_BTNH, sizes, tiles.dkv)
+    dq_BTNH, mean_BTN = query_gradient(
+        inputs, out_BTNH, lse_BTN, dout_BTNH, sizes, tiles.dq
+    )
+    dk_BSKH, dv_BSKH = key_gradients(
+        inputs, lse_BTN, mean_BTN, dout_BTNH, sizes, tiles.dkv
+    )
     dsinks_N = None
     if inputs.sinks_N is not None:
         share_BTN = jnp.exp2((LOG2_E * inputs.sinks_N)[None, None] - lse_BTN)
@@ -46,7 +50,7 @@ def backward(
     return dq_BTNH, dk_BSKH, dv_BSKH, dsinks_N
 
 
-def _dq(inputs, out_BTNH, lse_BTN, dout_BTNH, sizes: Sizes, tile: Tile):
+def query_gradient(inputs, out_BTNH, lse_BTN, dout_BTNH, sizes: Sizes, tile: Tile):
     """Returns dq_BTNH and, per query, sum_s p_ts dp_ts = out . dout, of shape BTN."""
     extents_BI2 = None
     if inputs.query_segments_BT is not None:
@@ -101,7 +105,7 @@ def _dq_kernel(
     shared.store_rows(dq_BTNH, rows, dq_RH * sizes.H**-0.5, sizes)
 
 
-def _dkv(inputs, lse_BTN, mean_BTN, dout_BTNH, sizes: Sizes, tile: Tile):
+def key_gradients(inputs, lse_BTN, mean_BTN, dout_BTNH, sizes: Sizes, tile: Tile):
     """Returns dk_BSKH and dv_BSKH."""
     extents_BJ2 = None
     if inputs.query_segments_BT is not None:
