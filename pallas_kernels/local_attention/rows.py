@@ -19,6 +19,7 @@ from pallas_kernels.local_attention.visits import visited_keys
 LOG2_E = math.log2(math.e)
 MASKED = -1e30  # a logit that weighs nothing
 FLOOR = -1e20  # below every real logit, far above MASKED
+WIDEST_IN_REGISTERS = 64  # columns of a head in full float32
 NOWHERE = -(2**30)  # the position of a row that is no query: it sees no key
 
 
@@ -50,6 +51,15 @@ class Sizes(NamedTuple):
         """H, rounded up to a power of two that a product on the tensor cores takes."""
         return max(16, pl.next_power_of_2(self.H))
 
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces a head's columns are cut where a product is over them.
+
+        In full float32 there are no tensor cores: the operands stand in registers, and
+        those of wide heads overflow them.
+        """
+        return max(1, self.width // WIDEST_IN_REGISTERS) if self.precise else 1
+
 
 class Inputs(NamedTuple):
     """The arrays of a call, or their refs in a kernel."""
@@ -80,6 +90,10 @@ class Keys(NamedTuple):
     positions_C: jax.Array
     head: jax.Array
     valid_C: jax.Array | None
+
+
+Piece = tuple[int, int]  # its number, and into how many a head's columns are cut
+WHOLE: Piece = (0, 1)
 
 
 def query_rows(batch, first, kv_head, sizes: Sizes, rows: int) -> Rows:
@@ -123,9 +137,9 @@ def key_block(batch, first, kv_head, sizes: Sizes, keys: int, *, ragged: bool) -
     return Keys(batch, positions_C, kv_head, positions_C < sizes.S if ragged else None)
 
 
-def load_rows(ref, rows: Rows, sizes: Sizes) -> jax.Array:
+def load_rows(ref, rows: Rows, sizes: Sizes, piece: Piece = WHOLE) -> jax.Array:
     """Returns the rows of an array of shape BTNH, zero where there is no query."""
-    columns_1H, inside_1H = _columns(sizes)
+    columns_1H, inside_1H = _columns(sizes, piece)
     index = (rows.batch, rows.tokens_R[:, None], rows.heads_R[:, None], columns_1H)
     return backend.load(ref, index, _both(rows.valid_R, inside_1H))
 
@@ -137,9 +151,9 @@ def store_rows(ref, rows: Rows, values_RH, sizes: Sizes) -> None:
     backend.store(ref, index, values_RH, _both(rows.valid_R, inside_1H))
 
 
-def load_keys(ref, keys: Keys, sizes: Sizes) -> jax.Array:
+def load_keys(ref, keys: Keys, sizes: Sizes, piece: Piece = WHOLE) -> jax.Array:
     """Returns a block of an array of shape BSKH, zero where there is no key."""
-    columns_1H, inside_1H = _columns(sizes)
+    columns_1H, inside_1H = _columns(sizes, piece)
     index = (keys.batch, keys.positions_C[:, None], keys.head, columns_1H)
     return backend.load(ref, index, _both(keys.valid_C, inside_1H))
 
@@ -163,9 +177,11 @@ def store_statistic(ref, rows: Rows, values_R) -> None:
     backend.store(ref, index, values_R, rows.valid_R)
 
 
-def _columns(sizes):
-    """Returns the columns of a head, and which of them exist (None: all)."""
-    columns_1H = jnp.arange(sizes.width, dtype=jnp.int32)[None, :]
+def _columns(sizes, piece=WHOLE):
+    """Returns the columns of a head's piece, and which of them exist (None: all)."""
+    number, pieces = piece
+    width = sizes.width // pieces
+    columns_1H = (number * width + jnp.arange(width, dtype=jnp.int32))[None, :]
     return columns_1H, None if sizes.width == sizes.H else columns_1H < sizes.H
 
 
@@ -176,13 +192,28 @@ def _both(valid_R, inside_1H):
     return valid_R[:, None] if inside_1H is None else valid_R[:, None] & inside_1H
 
 
+def products(x, rows: Rows, y, keys: Keys, sizes: Sizes) -> jax.Array:
+    """Returns x . y of rows of a ref of shape BTNH and keys of one of shape BSKH, read
+    and multiplied piece by piece."""
+    products_RC = jnp.zeros((len(rows.tokens_R), len(keys.positions_C)), jnp.float32)
+    for number in range(sizes.pieces):
+        piece = (number, sizes.pieces)
+        x_RH, y_CH = load_rows(x, rows, sizes, piece), load_keys(y, keys, sizes, piece)
+        products_RC += backend.dot_transposed(x_RH, y_CH, precise=sizes.precise)
+    return products_RC
+
+
 def logits(x_RH, y_CH, sizes: Sizes) -> jax.Array:
     """Returns the scaled and capped x . y in base 2; queries by keys, or transposed."""
-    logits_RC = backend.dot_transposed(x_RH, y_CH, precise=sizes.precise)
+    return scaled(backend.dot_transposed(x_RH, y_CH, precise=sizes.precise), sizes)
+
+
+def scaled(products_RC, sizes: Sizes) -> jax.Array:
+    """Returns the logits, base 2, of products q . k: scaled and capped."""
     scale = sizes.H**-0.5
     if sizes.softcap is None:
-        return logits_RC * (scale * LOG2_E)
-    capped_RC = jnp.tanh(logits_RC * (scale / sizes.softcap))
+        return products_RC * (scale * LOG2_E)
+    capped_RC = jnp.tanh(products_RC * (scale / sizes.softcap))
     return capped_RC * (sizes.softcap * LOG2_E)
 
 

@@ -17,7 +17,7 @@ from pallas_kernels.local_attention.tiles import (
     tiles_for,
     window_class,
 )
-from pallas_kernels.local_attention.triton import WIDEST_PRECISE, local_attention_triton
+from pallas_kernels.local_attention.triton import local_attention_triton
 
 SOFTCAP = 30.0
 SHORT_WINDOW, LONG_WINDOW = 128, 2048  # tokens, one of each class of the tile table
@@ -53,8 +53,7 @@ def configurations() -> list[Configuration]:
             for window in (SHORT_WINDOW, LONG_WINDOW):
                 made.append(Configuration(width, "bfloat16", window, full))
             made.append(Configuration(width, "float32", SHORT_WINDOW, full))
-        if width <= WIDEST_PRECISE:
-            made.append(Configuration(width, "float32", SHORT_WINDOW, True, True))
+        made.append(Configuration(width, "float32", SHORT_WINDOW, True, True))
     made.append(Configuration(128, "float16", SHORT_WINDOW, True))
     made += [Configuration(w, "bfloat16", SHORT_WINDOW, True) for w in (24, 80, 192)]
     for heads in ((4, 4), (12, 2), (64, 1)):

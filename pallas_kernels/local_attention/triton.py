@@ -24,7 +24,6 @@ from pallas_kernels.local_attention.triton_backward import backward
 from pallas_kernels.local_attention.visits import query_extents
 
 WIDEST = 256  # columns of a head
-WIDEST_PRECISE = 128  # with float32 products in full, which spill beyond
 LARGEST_GRID = 65535  # programs along each axis but the first, CUDA's limit
 
 
@@ -52,6 +51,7 @@ def local_attention_triton(
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
+    precise = precise and q_BTNH.dtype == jnp.float32
     sizes = Sizes(B, T, S, N, K, H, softcap, precise, backend.is_interpreting())
     _refuse(sizes, q_BTNH.dtype)
     if tiles is None:
@@ -82,11 +82,6 @@ def _refuse(sizes, dtype):
         )
     if sizes.H > WIDEST:
         raise NotImplementedError(f"serves heads up to {WIDEST} wide; got {sizes.H}.")
-    if sizes.precise and dtype == jnp.float32 and sizes.H > WIDEST_PRECISE:
-        raise NotImplementedError(
-            f"multiplies float32 in full in heads up to {WIDEST_PRECISE} wide; got "
-            f"{sizes.H} (precision=None rounds to TF32)."
-        )
     if max(sizes.B, sizes.K) > LARGEST_GRID:
         raise NotImplementedError(
             f"serves up to {LARGEST_GRID} rows of a batch and key/value heads; got "

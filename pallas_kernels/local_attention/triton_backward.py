@@ -88,13 +88,19 @@ def _dq_kernel(
             rows.batch, first, kv_head, sizes, tile.keys, ragged=edge
         )
         k_CH = shared.load_keys(inputs.k_BSKH, keys, sizes)
-        logits_RC = shared.logits(q_RH, k_CH, sizes)
+        if sizes.pieces > 1:
+            q_k = inputs.q_BTNH, rows, inputs.k_BSKH, keys
+            products_RC = shared.products(*q_k, sizes)
+            dweights_RC = shared.products(dout_BTNH, rows, inputs.v_BSKH, keys, sizes)
+        else:
+            v_CH = shared.load_keys(inputs.v_BSKH, keys, sizes)
+            products_RC = backend.dot_transposed(q_RH, k_CH, precise=sizes.precise)
+            dweights_RC = backend.dot_transposed(dout_RH, v_CH, precise=sizes.precise)
+        logits_RC = shared.scaled(products_RC, sizes)
         slope = shared.slope(logits_RC, sizes)
         if edge:
             logits_RC = shared.mask(logits_RC, inputs, rows, keys, transposed=False)
         weights_RC = jnp.exp2(logits_RC - lse_R[:, None])
-        v_CH = shared.load_keys(inputs.v_BSKH, keys, sizes)
-        dweights_RC = backend.dot_transposed(dout_RH, v_CH, precise=sizes.precise)
         dlogits_RC = weights_RC * (dweights_RC - mean_R[:, None]) * slope
         return dq_RH + backend.dot(
             dlogits_RC.astype(k_CH.dtype), k_CH, precise=sizes.precise

@@ -47,7 +47,9 @@ def operation(*arrays, implementation=None, **options):
         return local_attention(*arrays, implementation=implementation, **options)
 
 
-def attend(a, *, window, softcap=None, sinks=False, implementation=None):
+def attend(
+    a, *, window, softcap=None, sinks=False, precision=None, implementation=None
+):
     """Returns the operation on the dict of arrays."""
     past = ids = None
     P = a["past_k"].shape[1] if "past_k" in a else 0
@@ -65,11 +67,12 @@ def attend(a, *, window, softcap=None, sinks=False, implementation=None):
         softcap=softcap,
         sinks=a["sinks"] if sinks else None,
         past=past,
+        precision=precision,
         implementation=implementation,
     )
 
 
-@partial(jax.jit, static_argnames=("softcap", "sinks", "implementation"))
+@partial(jax.jit, static_argnames=("softcap", "sinks", "precision", "implementation"))
 def value_and_gradients(a, /, *, window, **options):
     """Returns the output and the gradients of a fixed random projection of it."""
     ids = {name: a[name] for name in a if name == "ids"}
@@ -104,6 +107,13 @@ def test_values_and_gradients_are_exact(T, implementation, dtype):
     if dtype == "float32":  # a single key has no gradient, which rounding hides: below
         windows, T = [2, *windows[1:]], max(T, 2)
     check_against_reference(arrays(T, T=T), dtype, implementation, windows=windows)
+
+
+def test_wide_heads_in_full_float32_are_exact():
+    # Their products go piece by piece; 200 columns end within the second piece.
+    a = arrays(3, B=1, T=40, N=2, K=1, H=200)
+    options = {"windows": [7], "precision": "highest"}
+    check_against_reference(a, "float32", "triton", **options)
 
 
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])

@@ -288,7 +288,7 @@ def without_row_masks(monkeypatch):
 
 def without_column_masks(monkeypatch):
     columns = rows._columns
-    monkeypatch.setattr(rows, "_columns", lambda sizes: (columns(sizes)[0], None))
+    monkeypatch.setattr(rows, "_columns", lambda *sizes: (columns(*sizes)[0], None))
 
 
 def without_any_mask(monkeypatch):

@@ -42,7 +42,7 @@ def test_candidates_are_powers_of_two_behind_the_default(kernel):
         default = getattr(tiles, kernel)
         found = candidates(kernel, key, default)
         assert found[0] == default
-        assert len(set(found)) == len(found) > 20
+        assert len(set(found)) == len(found) > 10
         for tile in found:
             assert min(tile.rows, tile.keys) >= 16
             assert all(n & (n - 1) == 0 for n in (tile.rows, tile.keys, tile.warps))
