@@ -209,7 +209,9 @@ def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, gates, *, normalize):
     h_JBNCP += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHP)
     if normalize:
         divisor_JBNC = jnp.sum(scores_JBNCC, axis=-1)
-        divisor_JBNC += jnp.einsum("jbnch,jbnh->jbnc", q_old_JBNCH, n_JBNH)
+        divisor_JBNC += jnp.einsum(
+            "jbnch,jbnh->jbnc", q_old_JBNCH, n_JBNH, precision="highest"
+        )
         floor_JBNC = jnp.exp(jnp.minimum(-m_JBNC, LARGEST_EXPONENT))
         divisor_JBNC = jnp.maximum(jnp.abs(divisor_JBNC), floor_JBNC)
         h_JBNCP /= (divisor_JBNC + gates.eps_JBNC)[..., None]
