@@ -8,7 +8,7 @@ blocks that stick out. Products on the tensor cores sum in float32.
 import contextlib
 import contextvars
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -128,11 +128,16 @@ def call(
     warps: int,
     stages: int,
     name: str,
+    aliases: Mapping[int, int] | None = None,
     interpret: bool | None = None,
 ) -> list[jax.Array]:
     """Returns the outputs of `kernel(*arrays, *outputs)`, on refs, over the grid.
 
     `arrays` may hold trees; where a tree has None, the kernel finds None.
+
+    `aliases` maps an input, by its number among the leaves of `arrays`, to the output
+    that is written in its place; an element is read by the program that writes it, and
+    by no other. XLA copies the input first where it is still of use.
 
     `interpret` None asks whether the call stands within `interpreted`; a rule of
     differentiation, which is traced later, is told what its forward pass was told.
@@ -143,6 +148,7 @@ def call(
         kernel,
         out_shape=[_shape(output, arrays) for output in outputs],
         grid=grid,
+        input_output_aliases=dict(aliases or {}),
         compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=is_interpreting() if interpret is None else interpret,
         name=name,
@@ -200,6 +206,11 @@ def dot(x_MK: jax.Array, y_KN: jax.Array, /, *, precise: bool) -> jax.Array:
 def dot_transposed(x_MK: jax.Array, y_NK: jax.Array, /, *, precise: bool) -> jax.Array:
     """Returns x @ y.T in float32; float32 inputs go by TF32 unless `precise`."""
     return _dot(x_MK, y_NK, ((1,), (1,)), precise)
+
+
+def transposed_dot(x_KM: jax.Array, y_KN: jax.Array, /, *, precise: bool) -> jax.Array:
+    """Returns x.T @ y in float32; float32 inputs go by TF32 unless `precise`."""
+    return _dot(x_KM, y_KN, ((0,), (0,)), precise)
 
 
 def _dot(x, y, contracted, precise):

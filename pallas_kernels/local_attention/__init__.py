@@ -14,6 +14,7 @@ from pallas_kernels.checks import (
 )
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.local_attention.chunked import local_attention_chunked
+from pallas_kernels.local_attention.cudnn import local_attention_cudnn
 from pallas_kernels.local_attention.reference import local_attention_reference
 from pallas_kernels.local_attention.step import (
     WindowCache,
@@ -76,8 +77,9 @@ def local_attention(
     - `precision`: "highest" multiplies float32 arrays in full. None leaves that to
       jax.default_matmul_precision in the GPU kernels, which round them to TF32 unless
       it says "highest"; the other forms always multiply in full.
-    - `implementation`: None chooses; "triton" runs Pallas kernels on a GPU; "chunked"
-      is plain JAX at a cost of O(T W); "reference" is the definition.
+    - `implementation`: None chooses; "triton" runs Pallas kernels on a GPU; "cudnn" is
+      NVIDIA's, which goes first where the window is None; "chunked" is plain JAX at a
+      cost of O(T W); "reference" is the definition.
 
     N is a multiple of K: query heads n*G to n*G + G - 1 read key/value head n. Sums and
     the softmax are in float32 (float64 for float64). Gradients are exact for q, k, v,
@@ -105,17 +107,17 @@ def local_attention(
             )
     arrays = (q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks)
     options = {"window": window, "softcap": softcap}
-    return dispatch(
-        "local_attention",
-        {
-            "triton": lambda: local_attention_triton(
-                *arrays, **options, precise=multiplies_in_full(precision)
-            ),
-            "chunked": lambda: local_attention_chunked(*arrays, **options),
-            "reference": lambda: local_attention_reference(*arrays, **options),
-        },
-        implementation=implementation,
-    )
+    forms = {
+        "triton": lambda: local_attention_triton(
+            *arrays, **options, precise=multiplies_in_full(precision)
+        ),
+        "cudnn": lambda: local_attention_cudnn(*arrays, **options),
+        "chunked": lambda: local_attention_chunked(*arrays, **options),
+        "reference": lambda: local_attention_reference(*arrays, **options),
+    }
+    if window is None:  # a well-kept library beats our kernel at all the pairs
+        forms = {"cudnn": forms["cudnn"], **forms}
+    return dispatch("local_attention", forms, implementation=implementation)
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, window, segment_ids, softcap, sinks, past):

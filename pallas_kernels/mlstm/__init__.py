@@ -5,6 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.backend import alike, multiplies_in_full
 from pallas_kernels.checks import (
     accumulation_dtype,
     check_floating,
@@ -12,8 +13,11 @@ from pallas_kernels.checks import (
     check_shapes,
 )
 from pallas_kernels.dispatch import dispatch
-from pallas_kernels.mlstm.chunked import mlstm_chunked
-from pallas_kernels.mlstm.reference import mlstm_reference
+from pallas_kernels.matrix_memory.chunked import matrix_memory_chunked
+from pallas_kernels.matrix_memory.memory import Memory, Rules, Writes
+from pallas_kernels.matrix_memory.reference import matrix_memory_reference
+from pallas_kernels.matrix_memory.segments import resets
+from pallas_kernels.matrix_memory.triton import matrix_memory_triton
 from pallas_kernels.mlstm.state import MLSTMState, initial_state
 
 __all__ = ["MLSTMState", "initial_state", "mlstm"]
@@ -32,6 +36,7 @@ def mlstm(
     gate: Literal["exp", "sigmoid"] = "exp",
     normalize: bool = True,
     eps: float = 1e-6,
+    precision: Literal["highest"] | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, MLSTMState]:
     """Returns what each query reads of the gated memory, h_BTNP, and the last state.
@@ -39,14 +44,17 @@ def mlstm(
     With f = sigmoid(f~) and i = exp(i~) (or sigmoid(i~)), per head:
     C_t = f_t C_{t-1} + i_t k_t v_t^T, n_t = f_t n_{t-1} + i_t k_t,
     h_t = C_t^T q_t / sqrt(H) / max(|n_t . q_t| / sqrt(H), 1), held in a scale that
-    cannot overflow (`reference.py` has the equations, eps included).
+    cannot overflow (`matrix_memory/reference.py` has the equations, eps included).
 
     - `i_BTN`, `f_BTN`: pre-activations, any floating dtype; a soft-cap is the caller's.
     - `state`: the memory before the first token; None is the empty memory.
     - `segment_ids`: integers of shape (B, T). Where the id differs from the token
       before it (the state's last token included) the memory is emptied exactly.
     - `normalize`: False, for the sigmoid gate only, leaves out the division.
-    - `implementation`: None chooses; "chunked" costs O(T C); "reference" steps.
+    - `precision`: "highest" multiplies float32 in full in the Triton form too, not in
+      TF32, as jax.default_matmul_precision does.
+    - `implementation`: None chooses; "triton" is kernels for GPUs; "chunked" is plain
+      JAX and costs O(T C) too; "reference" steps.
 
     Sums, gates and states are in float32 (float64 for float64); matmuls take the dtype
     of q. Gradients are exact for every input, the state in and the state out.
@@ -61,39 +69,40 @@ def mlstm(
     )
     size = _check(q_BTNH, k_BTNH, v_BTNP, i_BTN, f_BTN, state, gate, normalize)
     check_segment_ids("mlstm", "segment_ids", segment_ids, q_BTNH.shape[:2])
-    dtype = accumulation_dtype(q_BTNH.dtype)
+    dtype, empty = accumulation_dtype(q_BTNH.dtype), state is None
     state, resets_BT = _start(state, segment_ids, size, dtype)
     log_f_BTN = jax.nn.log_sigmoid(f_BTN.astype(dtype))
     log_i_BTN = i_BTN.astype(dtype)
     if gate == "sigmoid":
         log_i_BTN = jax.nn.log_sigmoid(log_i_BTN)
-    arrays = (q_BTNH, k_BTNH, v_BTNP, log_i_BTN, log_f_BTN, resets_BT, state)
-    options = {"stabilise": gate == "exp", "normalize": normalize, "eps": eps}
-    return dispatch(
+    stabilise = gate == "exp"
+    memory = Memory(state.c_BNHP, state.n_BNH, state.m_BN if stabilise else None)
+    writes = Writes(log_i_BTN, log_f_BTN, resets_BT)
+    arrays = alike((q_BTNH, k_BTNH, v_BTNP, writes, memory))
+    precise = multiplies_in_full(precision)
+    rules = Rules(size["H"] ** -0.5, stabilise, normalize, eps, precise)
+    h_BTNP, memory = dispatch(
         "mlstm",
         {
-            "chunked": lambda: mlstm_chunked(*arrays, **options),
-            "reference": lambda: mlstm_reference(*arrays, **options),
+            "triton": lambda: matrix_memory_triton(*arrays, rules=rules, empty=empty),
+            "chunked": lambda: matrix_memory_chunked(*arrays, rules=rules),
+            "reference": lambda: matrix_memory_reference(*arrays, rules=rules),
         },
         implementation=implementation,
     )
+    m_BN = memory.m_BN if stabilise else jnp.zeros_like(state.m_BN)
+    return h_BTNP, MLSTMState(memory.c_BNHP, memory.n_BNH, m_BN, state.segment_id_B)
 
 
 def _start(state, segment_ids_BT, size, dtype):
     """Returns the state before the first token, which already has the last token's
     segment id, and where the memory is emptied (None: nowhere)."""
-    first_B = None if state is None else state.segment_id_B
     if state is None:
         widths = {"key_width": size["H"], "value_width": size["P"]}
         state = initial_state(batch=size["B"], heads=size["N"], **widths, dtype=dtype)
     c_BNHP, n_BNH, m_BN = (a.astype(dtype) for a in state[:3])
-    state = MLSTMState(c_BNHP, n_BNH, m_BN, state.segment_id_B)
-    if segment_ids_BT is None:
-        return state, None
-    ids_BT = segment_ids_BT.astype(jnp.int32)
-    first_B = ids_BT[:, 0] if first_B is None else first_B
-    before_BT = jnp.concatenate([first_B[:, None], ids_BT[:, :-1]], axis=1)
-    return state._replace(segment_id_B=ids_BT[:, -1]), ids_BT != before_BT
+    resets_BT, last_B = resets(segment_ids_BT, state.segment_id_B)
+    return MLSTMState(c_BNHP, n_BNH, m_BN, last_B), resets_BT
 
 
 def _check(q_BTNH, k_BTNH, v_BTNP, i_BTN, f_BTN, state, gate, normalize):

@@ -5,9 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# The logarithm of the scale of an empty memory. Finite, so that differences of two such
-# scales are numbers; exp(EMPTY - m) is exactly zero for every scale m that occurs.
-EMPTY = -1e30
+from pallas_kernels.matrix_memory.memory import EMPTY
 
 
 class MLSTMState(NamedTuple):

@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.local_attention.tiles import Tile
-
 READING_SECONDS = 0.01  # that a reading repeats a program for, about
 MOST_CALLS = 50
 # A wall time below this a call may be the host's launching; above, kernels that make up
@@ -19,10 +17,9 @@ KERNELS_SHARE = 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled kernel, and the operands that its calls rotate through."""
+    """A compiled candidate, and the operands that its calls rotate through."""
 
-    kernel: str
-    tile: Tile
+    candidate: Any
     compiled: Callable[..., Any]
     operands: list[Any]
 

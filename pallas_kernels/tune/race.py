@@ -1,13 +1,10 @@
-"""Tiles of one kernel against each other: compiled at once, checked, timed in turns."""
+"""Candidates against each other: compiled at once, checked, timed in turns."""
 
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
-
-from pallas_kernels.local_attention.tiles import Key, Tile
 from pallas_kernels.tune.clock import (
     Clock,
     ClockError,
@@ -17,23 +14,16 @@ from pallas_kernels.tune.clock import (
     wall_clock,
 )
 from pallas_kernels.tune.compiler import Compiler
-from pallas_kernels.tune.problem import Operands, Problem, mean
-from pallas_kernels.tune.verdict import (
-    COMPILE,
-    RUN,
-    Refusal,
-    check_device,
-    failure,
-    verdict,
-)
+from pallas_kernels.tune.problem import Call, Right
+from pallas_kernels.tune.space import Candidate
+from pallas_kernels.tune.verdict import RUN, Refusal, check_device, failure, verdict
 
 LEAST_ROUNDS = 2
 RACE_SECONDS = 8.0  # after which a race has no more than the least rounds
-SLOW = 1.25  # times the fastest: after the least rounds a tile as slow as that leaves
+SLOW = 1.25  # times the fastest: after the least rounds one as slow as that leaves
 
-Measured = dict[
-    Tile, float | Refusal
-]  # seconds; a tile that time ran out for is absent
+# Seconds; a candidate that time ran out for is absent.
+Measured = dict[Candidate, float | Refusal]
 
 
 class Timing:
@@ -49,7 +39,7 @@ class Timing:
         programs: Sequence[Program],
         /,
         *,
-        kept: Collection[Tile],
+        kept: Collection[Candidate],
         late: Callable[[], bool],
     ) -> Measured:
         """Returns the median seconds of each of several warm programs, or its Refusal.
@@ -68,103 +58,73 @@ class Timing:
 
 
 def _turns(programs, timing, kept, late) -> Measured:
-    running = {program.tile: program for program in programs}
-    readings: dict[Tile, list[float]] = {tile: [] for tile in running}
-    calls: dict[Tile, int] = {}
+    running = {program.candidate: program for program in programs}
+    readings: dict[Candidate, list[float]] = {other: [] for other in running}
+    calls: dict[Candidate, int] = {}
     refused: Measured = {}
     end = time.monotonic() + RACE_SECONDS
     for turn in range(timing.rounds):
         if turn >= LEAST_ROUNDS and (late() or time.monotonic() > end):
             break
-        for tile, program in list(running.items()):
+        for other, program in list(running.items()):
             try:
-                if tile not in calls:
-                    calls[tile] = calls_a_reading(program)
-                first = turn * calls[tile]
-                readings[tile].append(timing.clock(program, first, calls[tile]))
+                if other not in calls:
+                    calls[other] = calls_a_reading(program)
+                first = turn * calls[other]
+                readings[other].append(timing.clock(program, first, calls[other]))
             except ClockError:
                 raise
             except Exception as error:  # any: the others go on
                 check_device()
-                refused[tile] = failure(error, reason=RUN)
-                del running[tile]
+                refused[other] = failure(error, reason=RUN)
+                del running[other]
         if turn + 1 == LEAST_ROUNDS:
-            medians = {tile: statistics.median(readings[tile]) for tile in running}
+            medians = {other: statistics.median(readings[other]) for other in running}
             behind = SLOW * min(medians.values(), default=0.0)
-            for tile in [t for t in running if medians[t] > behind and t not in kept]:
-                del running[tile]
+            for other in [t for t in running if medians[t] > behind and t not in kept]:
+                del running[other]
     seconds = {t: statistics.median(times) for t, times in readings.items() if times}
     return {**seconds, **refused}
 
 
 class Bench(NamedTuple):
-    """One kernel on one problem, on which tiles are raced."""
+    """What the candidates of one kernel are raced on, in one problem."""
 
-    kernel: str
-    key: Key
-    problem: Problem
-    operands: list[Operands]
+    call: Callable[[Any], Call]  # of a candidate
+    operands: list[Any]
+    wanted: Mapping[str, Right]
+    precise: bool
     compiler: Compiler
     timing: Timing
-    accepted: dict[Tile, Program]  # so far
+    accepted: dict[Candidate, Program]  # so far
 
-    def prepare(self, tiles: Sequence[Tile], /, *, deadline: float) -> Measured:
-        """Returns the refusals among the tiles; the others of those that were compiled
-        in time are accepted: right, and the same twice."""
-        new = [tile for tile in tiles if tile not in self.accepted]
-        compiled = self.compiler.compile(
-            self.kernel, self.problem.sizes, new, self.operands[0], deadline=deadline
-        )
+    def prepare(self, candidates: Sequence[Any], /, *, deadline: float) -> Measured:
+        """Returns the refusals among the candidates; the others of those that were
+        compiled in time are accepted: right, and the same twice."""
+        calls = {
+            candidate: self.call(candidate)
+            for candidate in candidates
+            if candidate not in self.accepted
+        }
+        compiled = self.compiler.compile(calls, self.operands[0], deadline=deadline)
         refused: Measured = {}
-        for tile, made in compiled.items():
+        for candidate, made in compiled.items():
             if isinstance(made, Refusal):
-                refused[tile] = made
+                refused[candidate] = made
                 continue
-            program = Program(self.kernel, tile, made, self.operands)
-            wrong = verdict(program, self.problem.wanted[self.kernel], self.key)
+            program = Program(candidate, made, self.operands)
+            wrong = verdict(program, self.wanted, precise=self.precise)
             if wrong is None:
-                self.accepted[tile] = program
+                self.accepted[candidate] = program
             else:
-                refused[tile] = wrong
+                refused[candidate] = wrong
         return refused
 
     def race(
-        self, tiles: Sequence[Tile], /, *, kept: Collection[Tile], deadline: float
+        self, candidates: Sequence[Any], /, *, kept: Collection[Any], deadline: float
     ) -> Measured:
-        """Returns the seconds of each tile, in one race, or its Refusal."""
-        refused = self.prepare(tiles, deadline=deadline)
-        programs = [self.accepted[tile] for tile in tiles if tile in self.accepted]
+        """Returns the seconds of each candidate, in one race, or its Refusal."""
+        refused = self.prepare(candidates, deadline=deadline)
+        programs = [self.accepted[one] for one in candidates if one in self.accepted]
         late = lambda: time.monotonic() > deadline  # noqa: E731
         return {**refused, **self.timing.turns(programs, kept=kept, late=late)}
-
-
-def operands_of(
-    problem: Problem, tile: Tile | None, compiler: Compiler, /, *, deadline: float
-) -> list[Operands] | Refusal:
-    """Returns what the kernels read, with the results of a forward pass of the tile.
-
-    `tile` None leaves those out, as for the forward pass itself.
-    """
-    plain = [
-        Operands(arrays.inputs, None, None, None, arrays.dout_BTNH)
-        for arrays in problem.sets
-    ]
-    if tile is None:
-        return plain
-    made = compiler.compile(
-        "forward", problem.sizes, [tile], plain[0], deadline=deadline
-    )
-    forward = made.get(tile, Refusal(COMPILE, "not within the budget"))
-    if isinstance(forward, Refusal):
-        return forward
-    read = []
-    try:
-        for operands in plain:
-            out_BTNH, lse_BTN = forward(operands)
-            mean_BTN = mean(out_BTNH, operands.dout_BTNH)
-            read.append(operands._replace(out_BTNH=out_BTNH, lse_BTN=lse_BTN))
-            read[-1] = read[-1]._replace(mean_BTN=mean_BTN)
-        return jax.block_until_ready(read)
-    except Exception as error:  # any: then the gradients have nothing to read
-        check_device()
-        return failure(error, reason=RUN)

@@ -1,18 +1,18 @@
 """Which tiles are refused: for wrong results, or other ones in a second run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.local_attention.tiles import Key
 from pallas_kernels.tune.clock import Program
-from pallas_kernels.tune.problem import RESULTS
+from pallas_kernels.tune.problem import Right
 
 COMPILE = "does not compile"
 SHARED = "too much shared memory"
+SPILLS = "spills registers"
 RUN = "does not run"
 WRONG = "wrong values"
 FINITE = "not finite"
@@ -39,8 +39,12 @@ class DeviceLostError(RuntimeError):
 def failure(error: BaseException, /, *, reason: str) -> Refusal:
     """Returns the refusal of a program that raised an error."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    shared = any("shared memory" in line.lower() for line in lines)
-    return Refusal(SHARED if shared else reason, lines[0][:200])
+    said = str(error).lower()
+    if "shared memory" in said:
+        reason = SHARED
+    elif "register spilling" in said:
+        reason = SPILLS
+    return Refusal(reason, lines[0][:200])
 
 
 def check_device() -> None:
@@ -52,11 +56,12 @@ def check_device() -> None:
 
 
 def verdict(
-    program: Program, wanted: Sequence[jax.Array], key: Key, /
+    program: Program, wanted: Mapping[str, Right], /, *, precise: bool
 ) -> Refusal | None:
     """Returns why a compiled program is refused, None where nothing is wrong.
 
-    It runs twice on its first operands, whose right results are `wanted`.
+    It runs twice on its first operands, whose right results are `wanted`; `precise`
+    says that all products were to be in full.
 
     Raises:
       DeviceLostError: it has broken the device.
@@ -66,15 +71,14 @@ def verdict(
     except Exception as error:  # any: the others are of use
         check_device()
         return failure(error, reason=RUN)
-    names = RESULTS[program.kernel]
-    for name, array in zip(names, found, strict=True):
-        if not bool(_all_finite(array)):
+    for name in wanted:
+        if not bool(_all_finite(found[name])):
             return Refusal(FINITE, name)
-    if not all(bool(_same_bits(*pair)) for pair in zip(found, again, strict=True)):
+    if not all(bool(_same_bits(found[name], again[name])) for name in wanted):
         return Refusal(REPEAT)
-    bound = IN_FULL if key.precise else ROUNDED
-    for name, array, right in zip(names, found, wanted, strict=True):
-        error = float(_error(array, right, absolute=name == "lse"))
+    bound = IN_FULL if precise else ROUNDED
+    for name, right in wanted.items():
+        error = float(_error(found[name], right.array, absolute=right.absolute))
         if not error <= bound:
             return Refusal(WRONG, f"{name} is off by {error:.2g}, over {bound:.0e}")
     return None
@@ -96,7 +100,9 @@ def _same_bits(array: jax.Array, other: jax.Array) -> jax.Array:
 def _error(found: jax.Array, wanted: jax.Array, *, absolute: bool) -> jax.Array:
     """Returns the largest difference, relative to the largest number that is wanted.
 
-    Absolute for a log-sum-exp: its error is the relative error of every weight.
+    Where zeros are wanted, nothing else is right.
     """
     difference = jnp.max(jnp.abs(found.astype(jnp.float32) - wanted))
-    return difference if absolute else difference / jnp.max(jnp.abs(wanted))
+    tiny = jnp.finfo(jnp.float32).tiny
+    largest = jnp.maximum(jnp.max(jnp.abs(wanted)), tiny)
+    return difference if absolute else difference / largest

@@ -99,7 +99,7 @@ def test_values_and_gradients_are_exact(T, norm):
 
 
 def test_many_groups_of_chunks_are_exact():
-    from pallas_kernels.mlstm.chunked import CHUNK, GROUP
+    from pallas_kernels.matrix_memory.chunked import CHUNK, GROUP
 
     a = arrays(0, B=1, T=CHUNK * GROUP + 70, H=4, P=3)
     check_against_reference(a, "float64", ids=segments(0, a, count=6))

@@ -21,20 +21,24 @@ from pallas_kernels.local_attention.tiles import (
     write_table,
 )
 from pallas_kernels.tune import __main__ as command
-from pallas_kernels.tune import candidates as space_of
+from pallas_kernels.tune import local_attention as space_of
 from pallas_kernels.tune import tuning, verdict
-from pallas_kernels.tune.candidates import HOPPER, KERNELS
 from pallas_kernels.tune.compiler import Compiler
-from pallas_kernels.tune.problem import Size
+from pallas_kernels.tune.local_attention import LocalAttention
+from pallas_kernels.tune.local_attention_problem import Size
+from pallas_kernels.tune.operations import OPERATIONS
 from pallas_kernels.tune.race import Timing
-from pallas_kernels.tune.report import Found, Report, refusals, replace_file
+from pallas_kernels.tune.report import Found, Report, refusals
 from pallas_kernels.tune.search import Outcome, Trial
+from pallas_kernels.tune.space import HOPPER
 from pallas_kernels.tune.verdict import Refusal
 
 ROW = Key(None, 16, 2, "short", False)
 DEFAULT = Tile(16, 16, 4, 1)
 FASTER = Tile(32, 16, 4, 1)
 NEVER = time.monotonic() + 1e6
+OPERATION = LocalAttention()
+KERNELS = OPERATION.kernels
 
 
 # Rows, with interpreted kernels
@@ -50,14 +54,15 @@ def setting(tmp_path, monkeypatch):
     tiles = Tiles(DEFAULT, DEFAULT, DEFAULT)
     write_table({ROW: tiles, ROW._replace(window="long"): tiles}, path)
     made = tuning.Setting(
+        operation=OPERATION,
         device_kind="GPU 1",
         size=Size(1, 40, heads=4, kv_heads=2),
         limits=HOPPER,
         compiler=Compiler(2),
-        timing=Timing(2, lambda program, *_: 1e-3 / math.prod(program.tile[:2])),
+        timing=Timing(2, lambda program, *_: 1e-3 / math.prod(program.candidate[:2])),
         deadline=NEVER,
         table=path,
-        report=Report(tmp_path / "report.json"),
+        report=Report(tmp_path / "report.json", Key._fields),
         write=True,
         again=False,
     )
@@ -77,13 +82,13 @@ def refusal_of(found, tile):
 
 
 def test_a_row_is_tuned_and_written_beside_the_others(setting, capsys):
-    before = tuning.load_table(setting.table)
+    before = tuning.load_table(OPERATION, setting.table)
     found = tuned(setting)
     best = Tile(32, 32, 4, 1)
     assert {kernel: one.chosen for kernel, one in found.items()} == dict.fromkeys(
         KERNELS, best
     )
-    after = tuning.load_table(setting.table)
+    after = tuning.load_table(OPERATION, setting.table)
     assert after == before | {ROW._replace(device_kind="GPU 1"): Tiles(*[best] * 3)}
     assert (
         "bfloat16 width 16 short: forward 32x32 4w 1s 0.25" in capsys.readouterr().err
@@ -191,16 +196,18 @@ def test_what_the_budget_cut_is_searched_again(setting, searched, monkeypatch):
     cut = [finding(key, "forward"), finding(key, "dq", finished=False)]
     cut.append(finding(key, "dkv")._replace(chosen=None))
     tuning.write_row(key, cut, setting)
-    tiles = tuning.load_table(setting.table)[key]
+    tiles = tuning.load_table(OPERATION, setting.table)[key]
     assert tiles == Tiles(cut[0].chosen, cut[1].chosen, DEFAULT)
-    setting.report = Report(setting.report.path)  # as another process reads it
+    setting.report = Report(
+        setting.report.path, Key._fields
+    )  # as another process reads it
     tuned(setting)
     assert searched == [("short", ["dq", "dkv"])]
 
 
 def test_a_row_without_a_report_counts_as_tuned(setting, searched):
     tuned(setting)
-    setting.report = Report(None)
+    setting.report = Report(None, Key._fields)
     assert tuned(setting) == {}
 
 
@@ -221,30 +228,8 @@ def test_a_kill_between_rows_leaves_the_earlier_ones(setting, searched):
     run = tuning.tune([ROW, LONG], ["forward"], setting)
     next(run)
     del run  # nothing more of it happens
-    table = tuning.load_table(setting.table)
+    table = tuning.load_table(OPERATION, setting.table)
     assert {key.window for key in table if key.device_kind == "GPU 1"} == {"short"}
-
-
-def test_a_kill_while_writing_leaves_the_old_table(setting, searched, monkeypatch):
-    before = setting.table.read_text()
-
-    def killed(table, path):
-        path.write_text(before[: len(before) // 2])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tuning, "write_table", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tuned(setting)
-    assert setting.table.read_text() == before
-    left = {path.name for path in setting.table.parent.iterdir()}
-    assert left == {"tiles.json", "report.json"}
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "file"
-    replace_file(path, lambda new: new.write_text("one"))
-    replace_file(path, lambda new: (path.read_text(), new.write_text("two")))
-    assert path.read_text() == "two"
 
 
 def test_a_file_that_is_no_report_is_named(tmp_path):
@@ -252,7 +237,7 @@ def test_a_file_that_is_no_report_is_named(tmp_path):
     for text in ("{", "[1]", '[{"kernel": "dq"}]'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"report\.json is no report"):
-            Report(path)
+            Report(path, Key._fields)
 
 
 # The command
@@ -271,29 +256,45 @@ def test_candidates_are_listed_without_a_gpu(capsys):
     assert command.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "bfloat16 width 128 short dq",
-        "bfloat16 width 128 long dq",
+        "local_attention bfloat16 width 128 short dq",
+        "local_attention bfloat16 width 128 long dq",
+        "matrix_memory bfloat16 width 128 dq",
     ]
+    assert command.main([*options, "--operation", "matrix_memory"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines[2:]
 
 
-def test_the_most_useful_rows_come_first():
-    options = command._options([])
-    made = tuning.table_rows(
-        dtypes=options.dtypes, widths=options.widths, windows=options.windows
-    )
-    assert [key[1:] for key in made[:3]] == [
-        (128, 2, "short", False),
-        (128, 2, "long", False),
-        (64, 2, "short", False),
+def test_an_operation_without_the_kernel_is_left_out(capsys):
+    options = "--list --widths 64 --dtypes bfloat16 --kernels states"
+    assert command.main(options.split()) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("matrix_memory bfloat16 width 64 states: ")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(OPERATIONS))
+def test_the_most_useful_rows_come_first(operation):
+    made = command._rows(operation, command._options([]))
+    assert [key[1:3] for key in made[:1]] == [(128, 2)]
+    assert {key.bytes for key in made[: len(made) // 3]} == {2}
+    table = operation.table.read()
+    assert set(made) == {key for key in table if key.device_kind is None}
+
+
+def test_rows_come_in_the_order_asked_for():
+    options = command._options(["--widths", "16", "64", "--windows", "long", "short"])
+    made = command._rows(OPERATION, options)
+    assert [(key.width, key.window) for key in made[:3]] == [
+        (16, "long"),
+        (16, "short"),
+        (64, "long"),
     ]
-    assert set(made) == {key for key in read_table() if key.device_kind is None}
 
 
 def test_a_row_that_the_table_lacks_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(command, "table_rows", lambda **_: [])
+    monkeypatch.setattr(command, "table_rows", lambda *_, **__: [])
     options = ["--list", "--widths", "256", "--dtypes", "float32-highest"]
     assert command.main(options) == 2
-    assert "no row" in capsys.readouterr().err
+    assert "no table has a row" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--rounds=0", "--tokens=x", "--widths=48"])
@@ -305,11 +306,16 @@ def test_a_wrong_option_is_refused(option, capsys):
 
 def test_files_are_looked_at_before_the_search(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "gpu_kind", lambda: "GPU 1")
-    assert command.main(["--report", str(tmp_path / "nowhere" / "report.json")]) == 2
+    one = ["--operation", "local_attention"]
+    nowhere = str(tmp_path / "nowhere" / "report.json")
+    assert command.main([*one, "--report", nowhere]) == 2
     assert "cannot write" in capsys.readouterr().err
     (tmp_path / "tiles.json").write_text('[{"width": 16}]')
-    assert command.main(["--table", str(tmp_path / "tiles.json")]) == 2
+    table = ["--table", str(tmp_path / "tiles.json")]
+    assert command.main([*one, *table]) == 2
     assert "tiles.json has a row" in capsys.readouterr().err
+    assert command.main(table) == 2
+    assert "want one --operation" in capsys.readouterr().err
 
 
 def test_the_command_tunes_writes_and_goes_on(tmp_path, monkeypatch, capsys):
@@ -317,13 +323,14 @@ def test_the_command_tunes_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     for name, numbers in {"SIDES": (64,), "WARPS": (4,), "STAGES": (2, 3)}.items():
         monkeypatch.setattr(space_of, name, numbers)
     path = tmp_path / "tiles.json"
-    options = "--widths 16 --dtypes bfloat16 --windows short --kernels forward"
+    options = "--operation local_attention --widths 16 --dtypes bfloat16"
+    options += " --windows short --kernels forward"
     options += f" --tokens 24 --rounds 2 --budget-seconds 300 --table {path}"
     with backend.interpreted():
         assert command.main(options.split()) == 0
     said = capsys.readouterr()
     assert said.out.startswith("GPU 1, wall clock: CUPTI cannot be read")
-    assert said.err.startswith("bfloat16 width 16 short: forward ")
+    assert said.err.startswith("local_attention bfloat16 width 16 short: forward ")
     new = set(read_table(path)) - set(read_table())
     assert new == {ROW._replace(device_kind="GPU 1")}
     (entry,) = json.loads((tmp_path / "tiles_report.json").read_text())
@@ -336,11 +343,26 @@ def test_the_command_tunes_writes_and_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_prints_what_it_found(setting, searched, capsys):
-    assert command.run([ROW], ["forward"], setting) == 0
+    assert command.run([([ROW], setting)], ["forward"]) == 0
     lines = capsys.readouterr().out.splitlines()
     words = " ".join(lines[2].split())
     assert words == "bfloat16 width 16 short forward 32x16 4w 1s 1000.0 0.500 1 0"
     assert lines[-1] == "refused: none"
+
+
+def test_operations_share_the_budget(setting, monkeypatch):
+    now, given = [100.0], []
+
+    def tune(rows, kernels, setting):
+        given.append(setting.deadline - now[0])
+        now[0] += 10  # each ends early
+        yield from ()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(command, "tune", tune)
+    setting.deadline = 400.0
+    assert command.run([([ROW], setting)] * 3, ["forward"]) == 0
+    assert given == [100.0, 145.0, 280.0]
 
 
 def test_a_lost_device_ends_the_command_with_what_was_found(
@@ -351,7 +373,7 @@ def test_a_lost_device_ends_the_command_with_what_was_found(
         yield
 
     monkeypatch.setattr(command, "tune", lost)
-    assert command.run([ROW], ["forward"], setting) == 1
+    assert command.run([([ROW], setting)], ["forward"]) == 1
     assert "the device is lost" in capsys.readouterr().err
 
 

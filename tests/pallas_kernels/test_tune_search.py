@@ -8,25 +8,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.local_attention.tiles import Key, Tile, read_table
-from pallas_kernels.tune import clock, verdict
-from pallas_kernels.tune.candidates import (
-    HOPPER,
-    KERNELS,
-    Limits,
-    candidates,
+from pallas_kernels.local_attention.tiles import Key, Tile, Tiles, read_table
+from pallas_kernels.tune import clock, local_attention, verdict
+from pallas_kernels.tune.clock import ClockError, Program
+from pallas_kernels.tune.local_attention import (
+    LocalAttention,
     estimated_shared_memory,
     fits,
-    moves_from,
 )
-from pallas_kernels.tune.clock import ClockError, Program
 from pallas_kernels.tune.race import Timing
 from pallas_kernels.tune.search import BATCH, GAIN, HOPELESS, search, settle
+from pallas_kernels.tune.space import HOPPER, Limits, make_space
 from pallas_kernels.tune.verdict import Refusal
 
-ROW = Key(None, 16, 2, "short", False)
 DEFAULT = Tile(16, 16, 4, 1)
 NEVER = time.monotonic() + 1e6
+KERNELS = LocalAttention.kernels
 
 
 # What is tried
@@ -34,6 +31,11 @@ NEVER = time.monotonic() + 1e6
 
 def row(width, dtype_bytes=2, *, precise=False):
     return Key(None, width, dtype_bytes, "long", precise)
+
+
+def candidates(kernel, key, default, limits=HOPPER):
+    tiles = Tiles(default, default, default)
+    return LocalAttention().space(kernel, key, tiles, limits).candidates
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -91,39 +93,48 @@ def test_shared_memory_is_estimated(kernel, width, size, tile, shared, _):
 
 @pytest.mark.parametrize(("kernel", "width", "size", "tile", "_", "spilled"), COMPILED)
 def test_tiles_that_spill_much_are_dropped(kernel, width, size, tile, _, spilled):
-    kept = fits(kernel, Tile(*tile), row(width, size), HOPPER)
+    kept = fits(kernel, Tile(*tile), key=row(width, size), limits=HOPPER)
     assert kept if spilled < 1000 else not kept
 
 
 def test_what_exceeds_the_shared_memory_is_dropped():
     # XLA: "Shared memory size limit exceeded: requested 262400, available: 232448".
-    assert not fits("forward", Tile(64, 64, 8, 2), row(256, 4), HOPPER)
-    assert not fits("forward", Tile(64, 64, 4, 3), row(128), Limits(101_376))
+    assert not fits("forward", Tile(64, 64, 8, 2), key=row(256, 4), limits=HOPPER)
+    assert not fits("forward", Tile(64, 64, 4, 3), key=row(128), limits=Limits(101_376))
 
 
 def test_products_in_full_keep_to_small_blocks():
     precise = row(128, 4, precise=True)
-    assert fits("forward", Tile(32, 32, 8, 1), precise, HOPPER)
-    assert not fits("forward", Tile(64, 32, 8, 1), precise, HOPPER)
+    assert fits("forward", Tile(32, 32, 8, 1), key=precise, limits=HOPPER)
+    assert not fits("forward", Tile(64, 32, 8, 1), key=precise, limits=HOPPER)
 
 
 def test_moves_lead_back():
-    tile = Tile(64, 32, 4, 2)
-    moved = list(moves_from(tile))
+    tile, space = Tile(64, 32, 4, 2), grid()
+    moved = space.around(tile)
     assert len(set(moved)) == len(moved) == 14
     assert tile not in moved
-    assert all(tile in moves_from(other) for other in moved)
+    assert all(tile in space.around(other) for other in moved)
+
+
+def test_landmarks_are_candidates():
+    tiles = Tiles(*[Tile(16, 16, 8, 1)] * 3)
+    space = LocalAttention().space("dq", row(128, 4, precise=True), tiles, HOPPER)
+    assert list(space.landmarks) == []
+    space = LocalAttention().space("dq", row(128), tiles, HOPPER)
+    assert set(space.landmarks) < set(local_attention.LANDMARKS)
+    assert set(space.landmarks) < set(space.candidates)
 
 
 # The search
 
 
-def grid():
+def grid(landmarks=()):
     """A space around DEFAULT."""
     sides, warps = (16, 32, 64, 128), (2, 4, 8)
     tiles = itertools.product(sides, sides, warps, (1, 2, 3))
-    tiles = {Tile(*numbers) for numbers in tiles} - {DEFAULT}
-    return [DEFAULT, *sorted(tiles)]
+    tiles = itertools.starmap(Tile, tiles)
+    return make_space(DEFAULT, tiles, fits=lambda tile: True, landmarks=landmarks)
 
 
 def cost(tile, best=(64, 32, 8, 3)):
@@ -151,7 +162,7 @@ def test_the_descent_finds_the_best():
     assert outcome.best == Tile(64, 32, 8, 3)
     assert outcome.anchor == DEFAULT
     assert outcome.trials[outcome.best].ratio == pytest.approx(1 / cost(DEFAULT) / 1e3)
-    assert len(outcome.trials) < len(grid()) / 2
+    assert len(outcome.trials) < len(grid().candidates) / 2
     assert all(DEFAULT in raced for raced in race.races)
 
 
@@ -164,24 +175,42 @@ def test_the_descent_sets_out_from_a_known_tile():
     assert outcome.anchor == DEFAULT
 
 
+def test_landmarks_are_raced_first():
+    far = Tile(128, 128, 8, 3)
+    race = FakeRace({far: 1e-6})
+    outcome = search(grid([far]), [DEFAULT], race, deadline=NEVER)
+    assert far in race.races[0]
+    assert outcome.best == far
+
+
+def test_a_start_that_is_no_candidate_is_left_out():
+    race = FakeRace()
+    search(grid(), [Tile(512, 16, 4, 1)], race, deadline=NEVER)
+    assert race.races[0][0] == DEFAULT
+
+
 def test_what_gains_less_than_the_clock_tells_is_not_taken():
-    flat = {tile: 1e-3 * (1 - GAIN / 2 * (tile != DEFAULT)) for tile in grid()}
+    flat = {
+        tile: 1e-3 * (1 - GAIN / 2 * (tile != DEFAULT)) for tile in grid().candidates
+    }
     outcome = search(grid(), [DEFAULT], FakeRace(flat), deadline=NEVER)
     assert outcome.best == DEFAULT
     assert outcome.ranking()[0] == DEFAULT
 
 
 def test_without_the_default_the_first_that_works_is_the_measure():
-    lost = {tile: Refusal(verdict.SHARED) for tile in grid() if tile.stages == 1}
+    lost = {
+        tile: Refusal(verdict.SHARED) for tile in grid().candidates if tile.stages == 1
+    }
     outcome = search(grid(), [DEFAULT], FakeRace(lost), deadline=NEVER)
     assert outcome.best == Tile(64, 32, 8, 3)
     assert outcome.anchor is not None
-    assert outcome.anchor.stages != 1
+    assert Tile(*outcome.anchor).stages != 1
     assert outcome.trials[DEFAULT].refusal == Refusal(verdict.SHARED)
 
 
 def test_a_search_in_which_nothing_works_gives_up():
-    lost = dict.fromkeys(grid(), Refusal(verdict.WRONG))
+    lost = dict.fromkeys(grid().candidates, Refusal(verdict.WRONG))
     outcome = search(grid(), [DEFAULT], FakeRace(lost), deadline=NEVER)
     assert outcome.finished
     assert outcome.best is None
@@ -222,7 +251,7 @@ def test_a_winner_that_is_not_confirmed_gives_way():
 
 
 def program(tile=DEFAULT, compiled=lambda operands: operands):
-    return Program("forward", tile, compiled, [jnp.ones(2)])
+    return Program(tile, compiled, [jnp.ones(2)])
 
 
 def test_slow_tiles_leave_a_race_early_but_those_kept():
@@ -231,8 +260,8 @@ def test_slow_tiles_leave_a_race_early_but_those_kept():
     heard = []
 
     def fake(program, first, calls):
-        heard.append(program.tile)
-        return seconds[program.tile]
+        heard.append(program.candidate)
+        return seconds[program.candidate]
 
     timing = Timing(5, fake)
     programs = [program(tile) for tile in tiles]
@@ -290,61 +319,3 @@ def test_the_profiler_gives_the_time_of_a_call(monkeypatch):
     monkeypatch.setattr(profiler, "measure", lambda f: lambda: (f(), None))
     with pytest.raises(ClockError, match="no kernel"):
         clock.kernel_clock(program(), 0, 3)
-
-
-# The verdicts
-
-
-def judged(*runs, wanted=(1.0, 2.0), precise=False):
-    """The verdict on a program that gives these (out, lse), one run after the other."""
-    results = itertools.cycle(runs)
-
-    def compiled(operands):
-        return [jnp.full((2, 3), value) for value in next(results)]
-
-    right = [jnp.full((2, 3), value) for value in wanted]
-    key = ROW._replace(bytes=4, precise=precise)
-    return verdict.verdict(program(compiled=compiled), right, key)
-
-
-def test_right_results_pass():
-    assert judged((1.0, 2.0)) is None
-    assert judged((1.01, 2.01)) is None
-    assert judged((1.00001, 2.0), precise=True) is None
-
-
-def test_what_is_refused():
-    assert judged((math.nan, 2.0)) == Refusal(verdict.FINITE, "out")
-    assert judged((1.0, math.inf)) == Refusal(verdict.FINITE, "lse")
-    off = "{} is off by {}, over {}"
-    wrong = Refusal(verdict.WRONG, off.format("out", "0.05", "2e-02"))
-    assert judged((1.05, 2.0)) == wrong
-    wrong = Refusal(verdict.WRONG, off.format("lse", "0.1", "2e-02"))
-    assert judged((1.0, 2.1)) == wrong
-    wrong = Refusal(verdict.WRONG, off.format("out", "0.001", "5e-05"))
-    assert judged((1.001, 2.0), precise=True) == wrong
-    assert judged((1.0, 2.0), (1.0 + 2e-7, 2.0)) == Refusal(verdict.REPEAT)
-    assert judged((0.0, 2.0), (-0.0, 2.0), wanted=(1e-9, 2)) == Refusal(verdict.REPEAT)
-
-
-def test_a_broken_device_ends_the_run(monkeypatch):
-    def compiled(operands):
-        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    right = [jnp.ones(2)] * 2
-    refusal = verdict.verdict(program(compiled=compiled), right, ROW)
-    assert refusal == Refusal(verdict.RUN, "CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    def block(*_):
-        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
-
-    monkeypatch.setattr(jax, "block_until_ready", block)
-    with pytest.raises(verdict.DeviceLostError):
-        verdict.verdict(program(compiled=compiled), right, ROW)
-
-
-def test_shared_memory_has_a_reason_of_its_own():
-    error = RuntimeError("RESOURCE_EXHAUSTED: Shared memory size limit exceeded: 1")
-    assert verdict.failure(error, reason=verdict.COMPILE).reason == verdict.SHARED
-    error = RuntimeError("no such layout")
-    assert verdict.failure(error, reason=verdict.COMPILE).reason == verdict.COMPILE

@@ -1,20 +1,27 @@
-"""Which tiles are worth compiling, the most promising first; nothing here compiles."""
+"""Window attention for the tuner: each kernel has a tile of its own."""
 
-import math
-from collections.abc import Iterator
+import itertools
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
-from pallas_kernels.local_attention.tiles import Key, Tile, Tiles
+from pallas_kernels.local_attention.tiles import TILE_TABLE, Key, Tile, Tiles
+from pallas_kernels.tune.local_attention_problem import KernelProblem, Size
+from pallas_kernels.tune.space import Limits, Space, make_space
 
-KERNELS = Tiles._fields
+ROW = 8192  # tokens
+# A winner is confirmed on a small call, with fewer tokens than a power of two.
+CONFIRMED_BATCH, CONFIRMED_ROW, RAGGED = 2, 1024, 3
+
 SIDES = (16, 32, 64, 128, 256)  # rows and keys: products want 16, and powers of two
 WARPS = (2, 4, 8, 16)
 STAGES = (1, 2, 3, 4)
 
 # Registers of 32 bits a thread: what addresses, statistics and masks take beside the
 # blocks, and how far the estimate may lie above what there is. The estimate does not
-# see what the compiler shares or spills for a few cycles. With this slack, of the tiles
-# that were compiled for sm_90a, it drops none without a spill and all that spill 3 KB.
+# see what the compiler shares. With this slack, of the tiles that were compiled for
+# sm_90a, it drops none without a spill and all that spill 3 KB.
 FIXED_REGISTERS = 80
 SLACK = 1.4
 MOST_REGISTERS = 255
@@ -25,8 +32,7 @@ THREADS_A_WARP = 32
 # multiplies: from 32 rows of width 256 on, ptxas spills 29 KB of them.
 LARGEST_PRECISE = 4096
 
-# What attention in Triton is published with on Hopper: raced first, so that a descent
-# does not end beside the default where a far tile is faster.
+# What attention in Triton is published with on Hopper.
 LANDMARKS = (
     Tile(64, 64, 4, 3),
     Tile(128, 64, 8, 3),
@@ -35,19 +41,44 @@ LANDMARKS = (
     Tile(32, 64, 4, 2),
 )
 
-# A move changes the logarithms of rows, keys and warps, and the stages. A larger block
-# wants more warps, and rows are traded for keys: these pairs move together.
-SINGLE = [tuple(int(i == axis) for i in range(4)) for axis in range(4)]
-PAIRED = [(1, 0, 1, 0), (0, 1, 1, 0), (1, -1, 0, 0)]
 
+class LocalAttention:
+    """The Operation."""
 
-class Limits(NamedTuple):
-    """What a block of threads may have on the device; the default is a Hopper's."""
+    name = "local_attention"
+    table = TILE_TABLE
+    kernels: tuple[str, ...] = Tiles._fields
+    before: Mapping[str, str] = MappingProxyType({"dq": "forward", "dkv": "forward"})
+    widths: tuple[int, ...] = (128, 64, 256, 32, 16)
 
-    shared_memory: int = 232_448  # bytes
+    def size(self, tokens: int, /) -> Size:
+        """Returns rows of ROW tokens."""
+        return Size(max(1, tokens // ROW), min(tokens, ROW))
 
+    def problem(self, key: Key, size: Size, /) -> KernelProblem:
+        """Returns a causal call without segments, soft-cap and sinks."""
+        return KernelProblem(key, size, full=False)
 
-HOPPER = Limits()
+    def confirmation(self, key: Key, size: Size, /) -> KernelProblem:
+        """Returns a small call with all of them."""
+        row = max(1, min(size.row, CONFIRMED_ROW) - RAGGED)
+        size = size._replace(batch=min(size.batch, CONFIRMED_BATCH), row=row)
+        return KernelProblem(key, size, full=True)
+
+    def space(self, kernel: str, key: Key, tiles: Tiles, limits: Limits, /) -> Space:
+        """Returns the tiles that are worth compiling."""
+        default = self.candidate(kernel, tiles)
+        every = itertools.starmap(Tile, itertools.product(SIDES, SIDES, WARPS, STAGES))
+        kept = partial(fits, kernel, key=key, limits=limits)
+        return make_space(default, every, fits=kept, landmarks=LANDMARKS)
+
+    def candidate(self, kernel: str, tiles: Tiles, /) -> Tile:
+        """Returns the tile of the kernel."""
+        return getattr(tiles, kernel)
+
+    def with_candidate(self, kernel: str, tiles: Tiles, candidate: Tile, /) -> Tiles:
+        """Returns the tiles with that of the kernel."""
+        return tiles._replace(**{kernel: candidate})
 
 
 class _Blocks(NamedTuple):
@@ -95,7 +126,7 @@ def estimated_registers(kernel: str, tile: Tile, key: Key, /) -> float:
     return FIXED_REGISTERS + words / (THREADS_A_WARP * tile.warps)
 
 
-def fits(kernel: str, tile: Tile, key: Key, limits: Limits, /) -> bool:
+def fits(kernel: str, tile: Tile, /, *, key: Key, limits: Limits) -> bool:
     """Returns whether a tile is worth compiling, as far as the estimates tell."""
     threads = THREADS_A_WARP * tile.warps
     registers = min(MOST_REGISTERS, REGISTERS_A_BLOCK // threads)
@@ -104,38 +135,3 @@ def fits(kernel: str, tile: Tile, key: Key, limits: Limits, /) -> bool:
     if key.precise and max(tile.rows, tile.keys) * key.width > LARGEST_PRECISE:
         return False
     return estimated_registers(kernel, tile, key) <= SLACK * registers
-
-
-def candidates(
-    kernel: str, key: Key, default: Tile, limits: Limits = HOPPER, /
-) -> list[Tile]:
-    """Returns the tiles that fit, in the order of their distance from the default.
-
-    The default comes first, whether it fits or not.
-    """
-    tiles = [
-        Tile(rows, keys, warps, stages)
-        for rows in SIDES
-        for keys in SIDES
-        for warps in WARPS
-        for stages in STAGES
-    ]
-    tiles = [tile for tile in tiles if fits(kernel, tile, key, limits)]
-    others = sorted((_distance(tile, default), tile) for tile in tiles)
-    return [default, *(tile for _, tile in others if tile != default)]
-
-
-def _distance(tile: Tile, other: Tile) -> float:
-    """Returns how many doublings and stages lie between two tiles."""
-    doublings = sum(abs(math.log2(tile[i] / other[i])) for i in range(3))
-    return doublings + abs(tile.stages - other.stages)
-
-
-def moves_from(tile: Tile, /) -> Iterator[Tile]:
-    """Yields the tiles one move away, there and back, some of which may not exist."""
-    for move in SINGLE + PAIRED:
-        for sign in (1, -1):
-            rows, keys, warps = (
-                int(tile[i] * 2.0 ** (sign * move[i])) for i in range(3)
-            )
-            yield Tile(rows, keys, warps, tile.stages + sign * move[3])
