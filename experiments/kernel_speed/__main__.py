@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -33,6 +33,7 @@ class Options:
             a GPU, fewer with --quick.
         peer_lengths: CPU: lengths (tokens, multiples of 64) of the race against
             mlstm_kernels; none given: 1024 2048 4096, which take minutes to compile.
+        operation: GPU: measure attention or the matrix memory alone; None: both.
         budget_seconds: GPU: no case starts after as many seconds.
         resume: GPU: go on with the results in the folder, if they are of the same
             commit, source, device and versions.
@@ -47,6 +48,7 @@ class Options:
     device: Platform = "cpu"
     rounds: int | None = None
     peer_lengths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[T ...]")] = ()
+    operation: Literal["attention", "matrix-memory"] | None = None
     budget_seconds: float = 330.0
     resume: bool = False
     commit: str | None = None
@@ -89,8 +91,8 @@ def _sizes(options: Options) -> Sizes | GpuSizes:
     if options.rounds is not None and options.rounds < 1:
         raise ValueError(f"--rounds wants at least 1; got {options.rounds}.")
     if options.device == "cpu":
-        if options.resume or options.commit:
-            raise ValueError("--resume and --commit want --device gpu.")
+        if options.resume or options.commit or options.operation:
+            raise ValueError("--operation, --resume and --commit want --device gpu.")
         return cpu_suite.choose_sizes(
             quick=options.quick,
             rounds=options.rounds,
@@ -98,7 +100,7 @@ def _sizes(options: Options) -> Sizes | GpuSizes:
         )
     if options.peer_lengths:
         raise ValueError("--peer-lengths wants --device cpu.")
-    sizes = QUICK if options.quick else GpuSizes()
+    sizes = (QUICK if options.quick else GpuSizes()).of(options.operation)
     if options.rounds is not None:
         sizes = dataclasses.replace(sizes, rounds=options.rounds)
     return sizes

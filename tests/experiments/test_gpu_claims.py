@@ -6,7 +6,7 @@ import pytest
 
 from experiments.kernel_speed.gpu.claims import judge
 from experiments.kernel_speed.gpu.floors import Peaks
-from experiments.kernel_speed.gpu.results import DecodeRow, GpuResults, RaceRow, Time
+from experiments.kernel_speed.gpu.results import DecodeRow, GpuResults, RaceRow
 from experiments.kernel_speed.gpu.sizes import (
     CUDNN,
     FLEX,
@@ -16,11 +16,12 @@ from experiments.kernel_speed.gpu.sizes import (
     GpuSizes,
     Shape,
 )
+from experiments.kernel_speed.gpu.times import Time
 
 SIZES = GpuSizes(
     shapes=(Shape(2048, 128, (128, 512, None)), Shape(8192, 128, (128,))),
     decodes=(DecodeShape(1, 128), DecodeShape(512, 2048)),
-)
+).of("attention")
 PARTS = ("forward", "with gradients")
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from experiments.kernel_speed.gpu import clocks
 from experiments.kernel_speed.gpu.clocks import Contender, Reading, Refusal
-from experiments.kernel_speed.gpu.results import time_of
 from experiments.kernel_speed.gpu.sizes import QUICK
+from experiments.kernel_speed.gpu.times import time_of
 
 SIZES = dataclasses.replace(QUICK, rounds=3, reading_seconds=0.0, part_seconds=60.0)
 

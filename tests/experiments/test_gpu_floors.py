@@ -13,8 +13,11 @@ from experiments.kernel_speed.gpu.floors import (
     attention_work,
     decode_work,
     floor,
+    matrix_step_work,
+    matrix_work,
     rope_and_norm_work,
 )
+from experiments.kernel_speed.gpu.matrix_memory.programs import matrix_sets, program
 from experiments.kernel_speed.gpu.programs import (
     Forms,
     ProgramKey,
@@ -23,9 +26,19 @@ from experiments.kernel_speed.gpu.programs import (
     block_visits,
     input_sets,
 )
-from experiments.kernel_speed.gpu.sizes import CHUNKED, DecodeShape, GpuSizes, Shape
+from experiments.kernel_speed.gpu.sizes import (
+    CHUNKED,
+    FORMS,
+    HEADS,
+    DecodeShape,
+    GpuSizes,
+    MatrixShape,
+    MatrixStep,
+    Shape,
+)
 from pallas_kernels.local_attention.chunked import BLOCK
 from pallas_kernels.local_attention.step import local_attention_step, window_cache
+from pallas_kernels.mlstm import initial_state, mlstm
 
 SHAPE = Shape(24, 16, (5, None), tokens=72, query_heads=4, kv_heads=2)
 
@@ -117,3 +130,46 @@ def test_the_grid_is_that_of_the_question():
     assert cases == set(itertools.product((1, 16, 128, 512), (128, 2048)))
     for shape, part in itertools.product(sizes.shapes, PARTS):
         assert attention_work(shape, 128, part).bytes > sizes.rotated_bytes
+
+
+@pytest.mark.parametrize("row", [64, 256, 65_536])
+def test_flops_of_the_matrix_memory_are_those_of_the_formula(row):
+    shape = MatrixShape(row, 3, 16, 32, tokens=131_072)
+    a_token = 3 * (65 * (16 + 32) + 4 * 16 * 32)  # 3 heads, chunks of 64
+    assert matrix_work(shape, "exp", "forward").flops == shape.tokens * a_token
+    both = matrix_work(shape, "exp", "with gradients").flops
+    assert both == 3 * shape.tokens * a_token
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bytes_of_the_matrix_memory_are_those_of_its_inputs_and_outputs(form):
+    shape = MatrixShape(24, 2, 16, 32, tokens=72)
+    arrays = matrix_sets(shape, form, seed=0, sets=1)[0]
+    *inputs, dh = arrays
+    part = "with gradients"
+    h, gradients = jax.eval_shape(program(CHUNKED, form, part, Forms()), *arrays)
+    moved = nbytes(*inputs, h)
+    assert matrix_work(shape, form, "forward").bytes == moved
+    divided = nbytes(h) if form != "linear" else 0
+    moved += nbytes(*inputs, dh) + divided + nbytes(*gradients)
+    assert matrix_work(shape, form, part).bytes == moved
+
+
+def test_a_step_of_the_matrix_memory_reads_and_writes_all_of_it():
+    shape = MatrixStep(3, 2, 16, 32)
+    state = initial_state(batch=3, heads=2, key_width=16, value_width=32)
+    token = MatrixShape(1, 2, 16, 32, tokens=3)
+    *inputs, _ = matrix_sets(token, "exp", seed=0, sets=1)[0]
+    h, after = jax.eval_shape(lambda *x: mlstm(*x, state=state), *inputs)
+    moved = nbytes(*inputs, h) + nbytes(state[:3]) + nbytes(after[:3])
+    assert matrix_step_work(shape) == Work(3 * 2 * 4 * 16 * 32, moved)
+
+
+def test_the_grid_of_the_matrix_memory_is_that_of_the_question():
+    sizes = GpuSizes()
+    cases = {(s.row, s.heads, s.key_width, s.value_width) for s in sizes.matrices}
+    rows = (512, 2048, 8192, 65_536)
+    assert cases == {(row, *heads) for row in rows for heads in HEADS}
+    assert all(s.forms == FORMS and s.tokens == 65_536 for s in sizes.matrices)
+    steps = {(s.batch, s.heads) for s in sizes.matrix_steps}
+    assert steps == set(itertools.product((1, 64, 512), (16, 8)))

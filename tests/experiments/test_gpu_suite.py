@@ -30,7 +30,7 @@ from experiments.kernel_speed.gpu.sizes import (
 from pallas_kernels import backend
 
 TINY = dataclasses.replace(
-    QUICK,
+    QUICK.of("attention"),
     shapes=(Shape(32, 16, (5, None), tokens=64, query_heads=2, kv_heads=1),),
     decodes=(DecodeShape(2, 16, 16, query_heads=2, kv_heads=1),),
     reference_row=32,
@@ -268,7 +268,11 @@ def test_the_digest_changes_with_the_kernels_and_their_tiles(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--resume"], ["--device", "gpu", "--peer-lengths", "64"]],
+    [
+        ["--resume"],
+        ["--operation", "attention"],
+        ["--device", "gpu", "--peer-lengths", "64"],
+    ],
 )
 def test_an_option_of_the_other_suite_is_refused_in_one_line(arguments, capsys):
     assert command.main([*arguments, "--quick"]) == command.BAD_INPUT

@@ -1,21 +1,15 @@
 """The targets of the GPU kernels, each judged by the numbers of the run."""
 
-import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from ..cases import PARTS, Part
 from ..claims import Claim
 from .floors import decode_work
-from .results import (
-    LARGEST_ERROR,
-    DecodeRow,
-    GpuResults,
-    RaceKey,
-    RaceRow,
-    share,
-)
+from .groups import Group, Limit, Values, verdict
+from .matrix_memory.claims import matrix_groups
+from .results import LARGEST_ERROR, DecodeRow, GpuResults, RaceKey, RaceRow
 from .sizes import CUDNN, FLEX, OURS, ROPE, DecodeShape, GpuSizes, Shape, Window
+from .times import share
 
 SHORT_WINDOW, SHORT_RATIO, SHORT_SHARE = 128, 0.8, 0.5
 LONG_WINDOWS, LONG_RATIO = (512, 2048), 1.0
@@ -26,43 +20,21 @@ LARGEST_ROPE = 0.1  # of the attention's time
 # kernel starts; what holds there says nothing about bandwidth.
 DECODE_BYTES = 64_000_000
 
-Values = list[float | None]
 BOTH: Part = "with gradients"
-
-
-class Group(NamedTuple):
-    """What is claimed, a value for each case that it is about, and their bound.
-
-    A value is None where the case was not measured.
-    """
-
-    text: str
-    values: Values
-    limit: "Limit"
-
-
-class Limit(NamedTuple):
-    """A bound on every value of a claim."""
-
-    value: float
-    most: bool = True  # at most; else at least
-
-    def __str__(self) -> str:
-        return f"{'at most' if self.most else 'at least'} {self.value:g}"
 
 
 def judge(results: GpuResults, sizes: GpuSizes, /) -> list[Claim]:
     """Returns every target with its verdict.
 
-    The worst case of a group decides; a group with cases that were not measured, and
-    none that misses, is not measured.
+    The worst case of a group decides; a group without cases makes no claim.
     """
     widths = dict.fromkeys(shape.width for shape in sizes.shapes)
     groups = [group for width in widths for group in _races(width, results, sizes)]
     groups.append(_decoding(results, sizes))
     groups += _correctness(results, sizes)
     groups += _rope(results, sizes)
-    return [_claim(group) for group in groups if group.values]
+    groups += matrix_groups(results, sizes)
+    return [verdict(group) for group in groups if group.values]
 
 
 def _races(width: int, results: GpuResults, sizes: GpuSizes) -> Iterable[Group]:
@@ -171,21 +143,3 @@ def _rope_share(row: RaceRow | None) -> float | None:
 
 def _keys(shape: Shape) -> list[RaceKey]:
     return [(shape.row, shape.width, w, p) for w in shape.windows for p in PARTS]
-
-
-def _claim(group: Group) -> Claim:
-    """Returns the verdict on a group of values."""
-    text, values, limit = group
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        text += f" ({len(known)} of {len(values)} measured)"
-    if not known:
-        return Claim(text, None, str(limit), "not measured")
-    worst = max(known) if limit.most else min(known)
-    keeps = operator.le if limit.most else operator.ge
-    # JSON has no infinity: a failure of ours misses without a number.
-    measured = worst if abs(worst) != float("inf") else None
-    if not keeps(worst, limit.value):
-        return Claim(text, measured, str(limit), "misses")
-    whole = len(known) == len(values)
-    return Claim(text, measured, str(limit), "holds" if whole else "not measured")

@@ -24,12 +24,14 @@ class Contender(NamedTuple):
 
     `launch(i)` starts call i, on the i-th of its rotating inputs, and returns at once;
     `wait` blocks until a result of `launch` is there; `arrays` gives that result as
-    JAX's arrays, those of `local_attention`.
+    JAX's arrays, those of our operation; `peak_bytes` the most memory that a call takes
+    beside its inputs, None where nothing tells it.
     """
 
     launch: Callable[[int], Any]
     wait: Callable[[Any], Any] = jax.block_until_ready
     arrays: Callable[[Any], Any] = lambda result: result
+    peak_bytes: Callable[[], int | None] = lambda: None
 
 
 class Refusal(NamedTuple):

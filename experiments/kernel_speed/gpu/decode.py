@@ -1,5 +1,7 @@
 """Decoding: one new token for each row of a batch, behind a ring that is full."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -10,13 +12,14 @@ from pallas_kernels.local_attention.step import (
 )
 
 from .accuracy import all_finite
-from .clocks import Contender, Refusal, read_in_turns, reason
+from .clocks import Contender, Reading, Refusal, read_in_turns, reason
 from .floors import decode_work
 from .race import Setting
-from .results import DecodeRow, time_of
+from .results import DecodeRow
 from .sizes import OURS, DecodeShape, GpuSizes
+from .times import time_of
 
-LEAST_RINGS, MOST_RINGS = 2, 512
+LEAST_STATES, MOST_STATES = 2, 512
 
 
 def measure_decode(shape: DecodeShape, setting: Setting, /) -> DecodeRow:
@@ -26,7 +29,13 @@ def measure_decode(shape: DecodeShape, setting: Setting, /) -> DecodeRow:
     works on the next ring, and there are so many that none is left in the L2 cache.
     """
     setting.progress(f"decode: batch {shape.batch}, W {shape.window}")
-    readings = _readings(shape, setting)
+    implementation = setting.forms.decode
+    readings = readings_alone(
+        lambda: decode_contender(
+            shape, setting.sizes, implementation=implementation, seed=setting.seed
+        ),
+        setting,
+    )
     return DecodeRow(
         shape.batch,
         shape.width,
@@ -36,15 +45,12 @@ def measure_decode(shape: DecodeShape, setting: Setting, /) -> DecodeRow:
     )
 
 
-def _readings(shape, setting):
-    """Returns the readings of all rounds, or a refusal."""
+def readings_alone(
+    make: Callable[[], Contender], setting: Setting, /
+) -> list[Reading] | Refusal:
+    """Returns the readings of all rounds of what has no rival, or a refusal."""
     try:
-        contender = decode_contender(
-            shape,
-            setting.sizes,
-            implementation=setting.forms.decode,
-            seed=setting.seed,
-        )
+        contender = make()
         if not all_finite(contender.launch(0)):
             raise FloatingPointError("its result is not finite")
     except Exception as error:  # any: a failure is a row
@@ -55,12 +61,17 @@ def _readings(shape, setting):
     return turns[OURS]
 
 
+def states_in_rotation(step_bytes: int, sizes: GpuSizes, /) -> int:
+    """Returns how many states steps change in turn: more than an L2 cache holds."""
+    count = -(-sizes.rotated_bytes // step_bytes)
+    return max(LEAST_STATES, min(MOST_STATES, count))
+
+
 def decode_contender(
     shape: DecodeShape, sizes: GpuSizes, /, *, implementation: str, seed: int
 ) -> Contender:
     """Returns the step that appends a token to the next ring and attends to it."""
-    count = -(-sizes.rotated_bytes // decode_work(shape).bytes)
-    count = max(LEAST_RINGS, min(MOST_RINGS, count))
+    count = states_in_rotation(decode_work(shape).bytes, sizes)
     keys = jax.random.split(jax.random.key(seed), count + 1)
     q_B1NH, k_B1KH, v_B1KH = _token(shape, keys[0])
     rings = [_full_ring(shape, key) for key in keys[1:]]

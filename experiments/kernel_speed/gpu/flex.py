@@ -5,20 +5,17 @@ the mask at every pair. The window is a tensor that the mask reads, so that one
 compilation serves all windows of a shape. Raced, never needed and never copied.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..cases import Part
-from ..peer import PeerMissing
 from .clocks import Contender
 from .sizes import Shape, Window
+from .torch_tensors import Tensors, load
 
-NOT_INSTALLED = "not installed"  # how the reason of a missing torch begins
 BLOCK = 128  # tokens of a query block and of a key block
 
 
@@ -66,13 +63,14 @@ class FlexAttention:
         Raises:
           PeerMissing: torch is not installed, or cannot use the inputs' device.
         """
-        self._torch, self._flex = _load_torch(sets[0][0])
+        self._tensors = Tensors(sets[0][0])
+        self._torch = self._tensors.torch
+        self._flex = load("torch.nn.attention.flex_attention")
         self._sets = [tuple(self._laid_out(x) for x in arrays) for arrays in sets]
         self._shape = shape
         self._window = self._torch.tensor(shape.row, device=self._sets[0][0].device)
-        self._on_gpu = self._sets[0][0].is_cuda
         self._attention = self._flex.flex_attention
-        if self._on_gpu:  # elsewhere torch has no gradients of it
+        if self._tensors.on_gpu:  # elsewhere torch has no gradients of it
             for q, k, v, _ in self._sets:
                 for tensor in (q, k, v):
                     tensor.requires_grad_(True)
@@ -92,7 +90,7 @@ class FlexAttention:
                 return out
             return out, self._torch.autograd.grad(out, (q, k, v), dout)
 
-        return Contender(launch, self._wait, self._arrays)
+        return Contender(launch, self._tensors.wait, self._arrays)
 
     def _block_mask(self, window: Window) -> Any:
         limit = self._window
@@ -111,28 +109,7 @@ class FlexAttention:
         )
 
     def _laid_out(self, x_BTNH: jax.Array) -> Any:
-        tensor = self._torch.from_dlpack(jax.block_until_ready(x_BTNH))
-        return tensor.transpose(1, 2).contiguous()
-
-    def _wait(self, result: Any) -> None:
-        if self._on_gpu:
-            self._torch.cuda.synchronize()
+        return self._tensors.tensor(x_BTNH, heads_first=True)
 
     def _arrays(self, result: Any) -> Any:
-        self._wait(result)
-        return jax.tree.map(
-            lambda x: jnp.from_dlpack(x.detach().transpose(1, 2).contiguous()), result
-        )
-
-
-def _load_torch(array: jax.Array) -> tuple[Any, Any]:
-    """Returns the modules torch and flex_attention; raises PeerMissing."""
-    try:
-        torch = importlib.import_module("torch")
-        flex = importlib.import_module("torch.nn.attention.flex_attention")
-    except ImportError as error:
-        raise PeerMissing(f"{NOT_INSTALLED}: torch ({error})") from error
-    on_gpu = next(iter(array.devices())).platform == "gpu"
-    if on_gpu and not torch.cuda.is_available():
-        raise PeerMissing(f"torch {torch.__version__} finds no CUDA here")
-    return torch, flex
+        return self._tensors.arrays(result, heads_first=True)

@@ -3,10 +3,11 @@
 from typing import Literal, NamedTuple
 
 from ..cases import Part
-from ..flops import attention_flops
-from .sizes import DecodeShape, Shape, Window
+from ..flops import attention_flops, mlstm_flops
+from .sizes import DecodeShape, Form, MatrixShape, MatrixStep, Shape, Window
 
 NUMBER_BYTES = 2  # of bfloat16
+STATE_BYTES = 4  # of a float32 number of the matrix memory, and of its gates
 STATISTIC_BYTES = 4  # of the float32 log-sum-exp of a query and head
 COUNT_BYTES = 4  # of an int32: a segment id, a count of tokens
 
@@ -21,7 +22,7 @@ class Peaks(NamedTuple):
 
 
 class Work(NamedTuple):
-    """FLOPs of the matmuls over the visible pairs; bytes, each array moved once."""
+    """FLOPs of the matmuls that cannot be left out; bytes, each array moved once."""
 
     flops: float
     bytes: int
@@ -93,3 +94,54 @@ def decode_work(shape: DecodeShape, /) -> Work:
     counts = 2 * COUNT_BYTES * shape.batch  # read and written
     flops = 4.0 * shape.width * shape.query_heads * shape.batch * shape.window
     return Work(flops, 2 * q + before + new + counts)
+
+
+def matrix_work(shape: MatrixShape, form: Form, part: Part, /) -> Work:
+    """Returns the work of the matrix memory, without or with its gradients.
+
+    The FLOPs are those of the chunkwise form in chunks of C = 64 tokens. Per head and
+    chunk it multiplies q k^T and (q k^T) v over the C (C + 1) / 2 visible pairs, 2 H
+    and 2 P FLOPs each; q C to read the memory before the chunk, 2 H P FLOPs per token;
+    and k^T v to write the next one, 2 H P FLOPs per token. That is
+
+        (C + 1) (H + P) + 4 H P   FLOPs per token and head.
+
+    The backward pass has two matmuls for each of these, so that gradients cost three
+    times as much; what is computed again, to save memory, is no use to the result.
+
+    The bytes are one pass over the inputs and outputs, states not among them: forward
+    q, k, v and the gates in, h out; backward q, k, v, the gates and dh (and h where it
+    has been divided) in, dq, dk, dv and the gates' gradients out.
+    """
+    gradients = part == "with gradients"
+    flops = shape.batch * mlstm_flops(
+        tokens=shape.row,
+        heads=shape.heads,
+        key_width=shape.key_width,
+        value_width=shape.value_width,
+        gradients=gradients,
+    )
+    numbers = shape.tokens * shape.heads
+    q = NUMBER_BYTES * numbers * shape.key_width
+    v = NUMBER_BYTES * numbers * shape.value_width
+    gates = STATE_BYTES * numbers * (1 if form == "linear" else 2)
+    moved = 2 * q + 2 * v + gates  # q, k, v, h
+    if gradients:
+        divided = v if form != "linear" else 0  # h
+        moved += 2 * q + 2 * v + gates + divided  # q, k, v, dh
+        moved += 2 * q + v + gates
+    return Work(flops, moved)
+
+
+def matrix_step_work(shape: MatrixStep, /) -> Work:
+    """Returns the work of one new token a row of the mLSTM with exponential gate.
+
+    It reads and writes C, n and m in float32, reads q, k, v and the gates, and writes
+    h: 2 H P FLOPs to write the memory, and as many to read it.
+    """
+    numbers = shape.batch * shape.heads
+    memory = shape.key_width * shape.value_width + shape.key_width + 1
+    tokens = NUMBER_BYTES * 2 * (shape.key_width + shape.value_width)
+    flops = 4.0 * numbers * shape.key_width * shape.value_width
+    gates = 2 * STATE_BYTES
+    return Work(flops, numbers * (2 * STATE_BYTES * memory + tokens + gates))

@@ -20,6 +20,8 @@ PACKAGES = (
     "nvidia-cudnn-cu12",
     "torch",
     "triton",
+    "mlstm_kernels",
+    "flash-linear-attention",
     "numpy",
 )
 # What two runs must share for their rows to stand in one table.

@@ -26,8 +26,6 @@ def measure_peaks(sizes: GpuSizes, /, *, seed: int) -> Peaks:
     The streams read and write an array, read it alone, and write one alone: whichever
     moves most bytes a second is what memory can do.
     """
-    matmul = matmul_contender(sizes, seed=seed)
-    flops = 2.0 * sizes.matmul_size**3
     x_M = _normal(jax.random.key(seed), (sizes.stream_numbers,))
     array = NUMBER_BYTES * sizes.stream_numbers
     scale = jax.jit(lambda x_M: x_M * jnp.asarray(1.5, x_M.dtype))
@@ -39,7 +37,13 @@ def measure_peaks(sizes: GpuSizes, /, *, seed: int) -> Peaks:
         moved / _fastest(Contender(lambda _, stream=stream: stream(x_M)), sizes)
         for stream, moved in streams
     ]
-    return Peaks(flops / _fastest(matmul, sizes), max(rates))
+    return Peaks(matmul_flops_per_second(sizes, seed=seed), max(rates))
+
+
+def matmul_flops_per_second(sizes: GpuSizes, /, *, seed: int) -> float:
+    """Returns the FLOP/s of the fastest of a few rounds of the matmul."""
+    flops = 2.0 * sizes.matmul_size**3
+    return flops / _fastest(matmul_contender(sizes, seed=seed), sizes)
 
 
 def faster(a: Peaks, b: Peaks, /) -> Peaks:

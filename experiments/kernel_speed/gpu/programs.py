@@ -5,10 +5,10 @@ several at a time.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ ROPE_THETA = 10_000.0
 SETS = 2  # inputs in rotation; each alone is several times an L2 cache
 THREADS = 8  # that compile
 
+Key = TypeVar("Key", bound=Hashable)
 # (q, k, v, window=) -> out
 Operation = Callable[..., Any]
 
@@ -110,14 +111,23 @@ def _jax_nn(q_BTNH, k_BTKH, v_BTKH, /, *, window, implementation):
 def attention_program(operation: Operation, key: ProgramKey, /) -> Callable[..., Any]:
     """Returns (window, q, k, v, dout) -> out, or -> (out, (dq, dk, dv))."""
 
-    def run(window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
+    def run(window, *arrays):
         if key.window != "any":
             window = key.window
-        function = partial(operation, window=window)
-        if key.part == "forward":
-            return function(q_BTNH, k_BTKH, v_BTKH)
-        out_BTNH, pullback = jax.vjp(function, q_BTNH, k_BTKH, v_BTKH)
-        return out_BTNH, pullback(dout_BTNH)
+        return part_of(partial(operation, window=window), key.part)(*arrays)
+
+    return run
+
+
+def part_of(function: Callable[..., Any], part: Part, /) -> Callable[..., Any]:
+    """Returns (inputs, the output's cotangent) -> output, or -> (output, gradients)."""
+
+    def run(*arrays):
+        *inputs, cotangent = arrays
+        if part == "forward":
+            return function(*inputs)
+        output, pullback = jax.vjp(function, *inputs)
+        return output, pullback(cotangent)
 
     return run
 
@@ -161,8 +171,8 @@ def rope_program(width: int, part: Part, /) -> Callable[..., Any]:
 
 
 def compile_all(
-    programs: Mapping[ProgramKey, Callable[..., Any]], arguments: tuple, /
-) -> dict[ProgramKey, Any]:
+    programs: Mapping[Key, Callable[..., Any]], arguments: tuple, /
+) -> dict[Key, Any]:
     """Returns each program compiled for the arguments, or the Refusal that it met.
 
     Tracing takes turns; XLA's compiling, which is nearly all of the time, does not.

@@ -28,8 +28,9 @@ from .programs import (
     reference_program,
     rope_program,
 )
-from .results import RaceRow, time_of
+from .results import RaceRow
 from .sizes import CHUNKED, CUDNN, FLEX, OURS, ROPE, GpuSizes, Shape, Window
+from .times import time_of
 
 Case = tuple[Window, Part]
 

@@ -7,27 +7,21 @@ from ..cases import PARTS, Part
 from ..claims import Claim
 from ..report import claims_table, provenance_table
 from ..tables import Table, milliseconds, page, percent
+from .cells import number, off_the_peers, repeats, time_cell, wall_cell
 from .claims import judge
-from .flex import NOT_INSTALLED
-from .floors import Peaks, Work, floor, rope_and_norm_work
+from .floors import Peaks, floor, rope_and_norm_work
+from .matrix_memory.report import matrix_tables
 from .plot import draw
-from .results import (
-    GpuResults,
-    RaceRow,
-    Time,
-    decode_name,
-    race_name,
-    share,
-    to_json,
-)
+from .results import GpuResults, RaceRow, to_json
 from .sizes import CHUNKED, CUDNN, FLEX, OURS, ROPE, GpuSizes
+from .times import Time
 
 INTRODUCTION = (
     "Written by the command below. Times are medians over interleaved rounds, in ms; "
     "a ratio is the median over the rounds of the ratios within a round. The floor is "
-    "the larger of the bytes that must move at the memory bandwidth, and the FLOPs of "
-    "the visible pairs at the bf16 matmul peak, both measured in the same run; the "
-    "share in brackets is floor / time."
+    "the larger of the bytes that must move at the memory bandwidth, and the FLOPs "
+    "that cannot be left out at the bf16 matmul peak, both measured in the same run; "
+    "the share in brackets is floor / time."
 )
 QUICK_NOTE = " Tiny sizes (--quick): the verdicts say nothing about speed."
 
@@ -47,6 +41,7 @@ def tables(results: GpuResults, sizes: GpuSizes, /) -> list[Table]:
         *(table for table in races if table.rows),
         _decoding(results),
         _rope(results, sizes),
+        *matrix_tables(results),
         _failures(results),
         _run(results),
     ]
@@ -107,58 +102,33 @@ def _order(row: RaceRow) -> tuple[float, float]:
 def _race(row: RaceRow, peaks: Peaks) -> tuple[str, ...]:
     times = {name: row.time_of(name) for name in CONTENDERS}
     seconds, bound = floor(row.work, peaks)
-    off = [t.difference for t in times.values() if t and t.difference is not None]
     return (
         str(row.row),
         "full" if row.window is None else str(row.window),
-        *(_time(row.work, time, peaks) for time in times.values()),
-        *(_number(_ratio(times[name])) for name in (CUDNN, FLEX)),
+        *(time_cell(row.work, time, peaks) for time in times.values()),
+        *(number(_ratio(times[name])) for name in (CUDNN, FLEX)),
         f"{milliseconds(seconds)} {bound[0].upper()}",
         "-" if row.error is None else f"{row.error:.1e}",
-        f"{max(off):.1e}" if off else "-",
-        {None: "-", True: "yes", False: "NO"}[row.repeatable],
+        off_the_peers(time for time in times.values() if time),
+        repeats(row.repeatable),
     )
-
-
-def _time(work: Work, time: Time | None, peaks: Peaks) -> str:
-    """Returns a time and its share of the floor; an asterisk marks the wall clock."""
-    if time is None:
-        return "-"
-    if time.failure is not None or time.median_seconds is None:
-        return _without_time(time)
-    reached = share(work, time, peaks)
-    mark = "" if time.clock == "kernels" else "*"
-    return f"{milliseconds(time.median_seconds)}{mark} ({percent(reached or 0.0)})"
-
-
-def _without_time(time: Time) -> str:
-    """Returns in a word why a contender has no time; a table has the reason."""
-    if time.contender == OURS:
-        return "failed"
-    missing = (time.failure or "").startswith(NOT_INSTALLED)
-    return NOT_INSTALLED if missing else "refused"
 
 
 def _ratio(time: Time | None) -> float | None:
     return None if time is None else time.ratio
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _decoding(results: GpuResults) -> Table:
     rows = []
     for row in sorted(results.decodes, key=lambda row: (row.window, row.batch)):
-        wall = sorted(row.time.wall_seconds)
         kernel = _longest_kernel(row.time)
         rows.append(
             (
                 str(row.batch),
                 str(row.window),
-                _time(row.work, row.time, results.peaks),
+                time_cell(row.work, row.time, results.peaks),
                 "-" if kernel is None else milliseconds(kernel),
-                milliseconds(wall[len(wall) // 2]) if wall else "-",
+                wall_cell(row.time),
                 f"{row.bytes / 1e6:.3g}",
                 milliseconds(floor(row.work, results.peaks).seconds),
             )
@@ -187,8 +157,8 @@ def _rope(results: GpuResults, sizes: GpuSizes) -> Table:
                 row.part,
                 str(row.width),
                 "full" if row.window is None else str(row.window),
-                _time(work, time, results.peaks),
-                _time(row.work, ours, results.peaks),
+                time_cell(work, time, results.peaks),
+                time_cell(row.work, ours, results.peaks),
                 "-" if share_of_both is None else percent(share_of_both),
             )
         )
@@ -202,16 +172,15 @@ def _rope(results: GpuResults, sizes: GpuSizes) -> Table:
 
 def _failures(results: GpuResults) -> Table:
     """Returns why a contender has no time, a line for each reason."""
+    races = [*results.races, *results.matrices]
+    failed = [(t.contender, t.failure, row.name) for row in races for t in row.times]
+    steps = [*results.decodes, *results.matrix_steps]
+    failed += [(OURS, row.time.failure, row.name) for row in steps]
+    failed += [(row.contender, row.failure, row.name) for row in results.errors]
     cases: dict[tuple[str, str], list[str]] = {}
-    for row in results.races:
-        for time in row.times:
-            if time.failure is not None:
-                key = (time.contender, time.failure)
-                cases.setdefault(key, []).append(race_name(row))
-    for row in results.decodes:
-        if row.time.failure is not None:
-            key = (f"{OURS}, decode", row.time.failure)
-            cases.setdefault(key, []).append(decode_name(row))
+    for contender, failure, name in failed:
+        if failure is not None:
+            cases.setdefault((contender, failure), []).append(name)
     rows = [
         (contender, failure, str(len(names)), names[0])
         for (contender, failure), names in cases.items()

@@ -1,41 +1,21 @@
-"""The numbers of a run: rows of races and of decoding, to JSON and back."""
+"""The numbers of a run: rows of races, decoding and errors, to JSON and back."""
 
 import dataclasses
 import json
-import statistics
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..cases import Part
-from .clocks import Clock, Reading, Refusal, believed, seconds_of
 from .floors import Peaks, Work, floor
-from .sizes import OURS, Window
+from .matrix_memory.rows import ErrorRow, MatrixRow, StepRow
+from .sizes import OURS, MatrixShape, MatrixStep, Window
+from .times import Time, share
 
 LARGEST_ERROR = 2e-2  # bf16, relative to the largest value of each array
 
 Row = TypeVar("Row")
 RaceKey = tuple[int, int, Window, Part]  # row, width, window, part
 DecodeKey = tuple[int, int, int]  # batch, width, window
-
-
-@dataclasses.dataclass(frozen=True)
-class Time:
-    """The time of one contender: seconds a call in each round, or why there is none.
-
-    `clock` says which of the two `median_seconds` is. `kernels` names those of the last
-    round. `ratio` is ours / theirs, the median of the rounds; `difference` is that of
-    ours and theirs, relative to the largest value of each array.
-    """
-
-    contender: str
-    failure: str | None = None
-    wall_seconds: list[float] = dataclasses.field(default_factory=list)
-    kernel_seconds: list[float] | None = None
-    kernels: dict[str, float] | None = None
-    clock: Clock = "wall"
-    median_seconds: float | None = None
-    ratio: float | None = None
-    difference: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +47,12 @@ class RaceRow:
         """FLOPs and bytes of the attention."""
         return Work(self.flops, self.bytes)
 
+    @property
+    def name(self) -> str:
+        """The case in words."""
+        window = "full" if self.window is None else f"W {self.window}"
+        return f"rows of {self.row}, width {self.width}, {window}, {self.part}"
+
     def time_of(self, contender: str, /) -> Time | None:
         """Returns the contender's time, None where it was not meant to run."""
         return next((t for t in self.times if t.contender == contender), None)
@@ -93,6 +79,11 @@ class DecodeRow:
         """FLOPs and bytes of the step."""
         return Work(self.flops, self.bytes)
 
+    @property
+    def name(self) -> str:
+        """The case in words."""
+        return f"decode, batch {self.batch}, width {self.width}, W {self.window}"
+
 
 @dataclasses.dataclass
 class GpuResults:
@@ -109,85 +100,52 @@ class GpuResults:
     races: list[RaceRow] = dataclasses.field(default_factory=list)
     decodes: list[DecodeRow] = dataclasses.field(default_factory=list)
 
+    matrices: list[MatrixRow] = dataclasses.field(default_factory=list)
+    matrix_steps: list[StepRow] = dataclasses.field(default_factory=list)
+    errors: list[ErrorRow] = dataclasses.field(default_factory=list)
+
     def faults(self) -> list[str]:
         """Returns a line for each of our kernels that failed, or computed wrongly."""
-        faults = []
-        for row in self.races:
-            if failure := row.times[0].failure:
-                faults.append(f"{race_name(row)}: {failure}")
-            elif row.error is not None and row.error > LARGEST_ERROR:
-                faults.append(f"{race_name(row)}: error {row.error:.1e}")
-            elif not row.repeatable:
-                faults.append(f"{race_name(row)}: two runs differ")
-        for row in self.decodes:
-            if failure := row.time.failure:
-                faults.append(f"{decode_name(row)}: {failure}")
-        return faults
+        faults = [(row.name, _race_fault(row)) for row in self.races]
+        faults += [(row.name, row.time.failure) for row in self.decodes]
+        ours = [row for row in self.errors if row.contender == OURS]
+        faults += [(row.name, _error_fault(row)) for row in ours]
+        faults += [(row.name, _race_fault(row)) for row in self.matrices]
+        faults += [(row.name, row.time.failure) for row in self.matrix_steps]
+        return [f"{name}: {fault}" for name, fault in faults if fault]
 
 
-def race_name(row: RaceRow, /) -> str:
-    """Returns the case in words."""
-    window = "full" if row.window is None else f"W {row.window}"
-    return f"rows of {row.row}, width {row.width}, {window}, {row.part}"
+def _race_fault(row: RaceRow | MatrixRow) -> str | None:
+    """Returns what is wrong with our kernels in a race, None where nothing is."""
+    if failure := row.times[0].failure:
+        return failure
+    error = row.error if isinstance(row, RaceRow) else None
+    if error is not None and error > LARGEST_ERROR:
+        return f"error {error:.1e}"
+    return None if row.repeatable else "two runs differ"
 
 
-def decode_name(row: DecodeRow, /) -> str:
-    """Returns the case in words."""
-    return f"decode, batch {row.batch}, width {row.width}, W {row.window}"
-
-
-def time_of(
-    name: str,
-    readings: list[Reading] | Refusal,
-    ours: list[Reading] | Refusal,
-    /,
-    *,
-    difference: float | None = None,
-) -> Time:
-    """Returns the time of a contender, its ratio taken within rounds by one clock."""
-    if isinstance(readings, Refusal):
-        return Time(name, readings.reason)
-    kernels = believed(readings)
-    ratio = None
-    if name != OURS and isinstance(ours, list):
-        both = kernels and believed(ours)
-        pairs = zip(
-            seconds_of(ours, kernels=both),
-            seconds_of(readings, kernels=both),
-            strict=False,  # one may have left the race
-        )
-        ratio = statistics.median(a / b for a, b in pairs)
-    known = [reading.kernel_seconds for reading in readings]
-    return Time(
-        name,
-        wall_seconds=[reading.wall_seconds for reading in readings],
-        kernel_seconds=None if None in known else [float(s or 0.0) for s in known],
-        kernels=readings[-1].kernels,
-        clock="kernels" if kernels else "wall",
-        median_seconds=statistics.median(seconds_of(readings, kernels=kernels)),
-        ratio=ratio,
-        difference=difference,
-    )
-
-
-def share(work: Work, time: Time | None, peaks: Peaks, /) -> float | None:
-    """Returns floor / time, None where there is no time."""
-    if time is None or time.median_seconds is None:
-        return None
-    return floor(work, peaks).seconds / time.median_seconds
+def _error_fault(row: ErrorRow) -> str | None:
+    if row.failure:
+        return row.failure
+    name = max(row.errors, key=lambda name: row.errors[name])
+    worst = row.errors[name]
+    return f"{name} {worst:.1e}" if worst > LARGEST_ERROR else None
 
 
 def to_json(results: GpuResults, claims: list[Any], /) -> str:
     """Returns the numbers, with the floor and the share reached beside each time."""
     content = dataclasses.asdict(results)
     content["peaks"] = results.peaks._asdict()
-    for row, written in zip(results.races, content["races"], strict=True):
-        written |= _floor(row.work, results.peaks)
-        for time, entry in zip(row.times, written["times"], strict=True):
-            entry["share_of_floor"] = share(row.work, time, results.peaks)
-    for row, written in zip(results.decodes, content["decodes"], strict=True):
-        written |= _floor(row.work, results.peaks)
-        written["share_of_floor"] = share(row.work, row.time, results.peaks)
+    for name in ("races", "matrices"):
+        for row, written in zip(getattr(results, name), content[name], strict=True):
+            written |= _floor(row.work, results.peaks)
+            for time, entry in zip(row.times, written["times"], strict=True):
+                entry["share_of_floor"] = share(row.work, time, results.peaks)
+    for name in ("decodes", "matrix_steps"):
+        for row, written in zip(getattr(results, name), content[name], strict=True):
+            written |= _floor(row.work, results.peaks)
+            written["share_of_floor"] = share(row.work, row.time, results.peaks)
     content["claims"] = [dataclasses.asdict(claim) for claim in claims]
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
@@ -203,22 +161,33 @@ def read_results(path: Path, /) -> GpuResults:
     Raises:
       ValueError: the file is no JSON of this suite.
     """
+    kinds = {
+        "races": (RaceRow, None),
+        "decodes": (DecodeRow, None),
+        "matrices": (MatrixRow, MatrixShape),
+        "matrix_steps": (StepRow, MatrixStep),
+        "errors": (ErrorRow, MatrixShape),
+    }
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["peaks"] = Peaks(**content["peaks"])
-        content["races"] = [_race(row) for row in content["races"]]
-        content["decodes"] = [_decode(row) for row in content["decodes"]]
+        for name, (kind, shape) in kinds.items():
+            content[name] = [_row(kind, shape, row) for row in content[name]]
         return _fill(GpuResults, content)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no results of the GPU suite: {error}") from None
 
 
-def _race(row: dict[str, Any]) -> RaceRow:
-    return _fill(RaceRow, {**row, "times": [_fill(Time, t) for t in row["times"]]})
-
-
-def _decode(row: dict[str, Any]) -> DecodeRow:
-    return _fill(DecodeRow, {**row, "time": _fill(Time, row["time"])})
+def _row(kind: type[Row], shape: type | None, row: dict[str, Any]) -> Row:
+    """Returns a row, whose times and shape are dataclasses too."""
+    row = dict(row)
+    if "times" in row:
+        row["times"] = [_fill(Time, time) for time in row["times"]]
+    if "time" in row:
+        row["time"] = _fill(Time, row["time"])
+    if shape is not None:
+        row["shape"] = _fill(shape, row["shape"])
+    return _fill(kind, row)
 
 
 def _fill(kind: type[Row], values: dict[str, Any]) -> Row:

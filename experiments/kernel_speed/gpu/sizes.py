@@ -1,11 +1,18 @@
 """What the GPU suite measures: contenders, shapes, windows; and how long it takes."""
 
 import dataclasses
+from typing import Literal, get_args
 
 Window = int | None  # tokens; None is full causal attention
+# Of the matrix memory: the mLSTM with an exponential or a sigmoid input gate, both
+# divided by the normaliser, and the memory that is not: linear attention with a decay.
+Form = Literal["exp", "sigmoid", "linear"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 OURS, CUDNN, FLEX, CHUNKED = "ours", "cuDNN", "FlexAttention", "chunked"
 ROPE = "rope + norm (XLA)"
+ON_CHIP, WRITTEN = "state on chip", "states written"
+XL_CHUNK, SIMPLE_GLA = "xl_chunk", "simple_gla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,52 @@ class DecodeShape:
     kv_heads: int = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class MatrixShape:
+    """Rows of `row` tokens, as many as make `tokens`, and the forms raced on them."""
+
+    row: int
+    heads: int
+    key_width: int
+    value_width: int
+    forms: tuple[Form, ...] = FORMS
+    tokens: int = 65_536
+
+    def __post_init__(self):
+        object.__setattr__(self, "forms", tuple(self.forms))  # JSON has lists alone
+
+    @property
+    def heads_name(self) -> str:
+        """Such as "16 x (128, 256)"."""
+        return _heads_name(self)
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.tokens // self.row
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixStep:
+    """One new token for each row of a batch, written into its matrix memory."""
+
+    batch: int
+    heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def heads_name(self) -> str:
+        """Such as "16 x (128, 256)"."""
+        return _heads_name(self)
+
+
+def _heads_name(shape: MatrixShape | MatrixStep) -> str:
+    return f"{shape.heads} x ({shape.key_width}, {shape.value_width})"
+
+
+# Heads, width of a key and of a value: the two that are published, d = 4096.
+HEADS = ((16, 128, 256), (8, 256, 512))
 WINDOWS: tuple[Window, ...] = (128, 256, 512, 2048, None)
 FEW_WINDOWS: tuple[Window, ...] = (128, 512, None)
 
@@ -44,6 +97,8 @@ FEW_WINDOWS: tuple[Window, ...] = (128, 512, None)
 class GpuSizes:
     """What one run measures, the most wanted first.
 
+    - `matrices`, `matrix_steps`: races and steps of the matrix memory.
+    - `errors`: its errors against float64 are measured at these shapes.
     - `reference_row`: our error is measured at rows of this length.
     - `rope_row`: rope and norm run beside the attention at rows of this length.
     - `block_visits`: the chunked form runs where it visits at most as many pairs of
@@ -68,6 +123,13 @@ class GpuSizes:
         for window in (128, 2048)
         for batch in (1, 16, 128, 512)
     )
+    matrices: tuple[MatrixShape, ...] = tuple(
+        MatrixShape(row, *heads) for heads in HEADS for row in (8192, 2048, 65_536, 512)
+    )
+    matrix_steps: tuple[MatrixStep, ...] = tuple(
+        MatrixStep(batch, *heads) for heads in HEADS for batch in (1, 64, 512)
+    )
+    errors: tuple[MatrixShape, ...] = (MatrixShape(1024, 2, 128, 256, tokens=1024),)
     reference_row: int = 2048
     rope_row: int = 8192
     block_visits: int = 600
@@ -79,6 +141,14 @@ class GpuSizes:
     reading_seconds: float = 0.02
     part_seconds: float = 3.0
 
+    def of(self, operation: str | None, /) -> "GpuSizes":
+        """Returns the sizes of "attention" or "matrix-memory" alone; None is both."""
+        if operation == "attention":
+            return dataclasses.replace(self, matrices=(), matrix_steps=(), errors=())
+        if operation == "matrix-memory":
+            return dataclasses.replace(self, shapes=(), decodes=())
+        return self
+
 
 QUICK = GpuSizes(
     shapes=(
@@ -89,6 +159,9 @@ QUICK = GpuSizes(
         DecodeShape(1, 16, 64, query_heads=4, kv_heads=2),
         DecodeShape(2, 32, 64, query_heads=4, kv_heads=2),
     ),
+    matrices=(MatrixShape(64, 2, 16, 32, tokens=128),),
+    matrix_steps=(MatrixStep(2, 2, 16, 32),),
+    errors=(MatrixShape(96, 1, 16, 32, tokens=96),),
     reference_row=128,
     rope_row=128,
     matmul_size=256,

@@ -2,29 +2,34 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from ..cases import PARTS
+from ..cases import PARTS, Part
 from ..tables import show
 from .clocks import Clock, find_kernel_clock, reason
 from .decode import measure_decode
 from .floors import Peaks
+from .matrix_memory.errors import error_keys, measure_errors
+from .matrix_memory.race import race_matrix
+from .matrix_memory.rows import matrix_keys
+from .matrix_memory.step import measure_step
 from .origin import differences
 from .peaks import faster, matmul_contender, measure_peaks
 from .programs import Forms
 from .race import Case, Setting, race_shape
 from .report import introduction, tables, write, write_plot
 from .results import DecodeKey, GpuResults, RaceKey, read_results
-from .sizes import DecodeShape, GpuSizes, Shape
+from .sizes import DecodeShape, GpuSizes, MatrixShape, Shape
 
 NO_PEAKS = Peaks(0.0, 0.0)
 SPENT = "The budget of time is spent; --resume measures the other cases."
 
+Key = TypeVar("Key", bound=Hashable)
 Progress = Callable[[str], None]
 
 
@@ -99,7 +104,7 @@ def _measure(results: GpuResults, setting: Setting, folder: Path | None) -> None
             if group != plotted:
                 write_plot(results, folder)
                 plotted = group
-    if missing_races(results, setting.sizes) or missing_decodes(results, setting.sizes):
+    if _lacks_any(results, setting.sizes):
         results.notes.append(SPENT)
     setting.progress("peaks, again")
     peaks = measure_peaks(setting.sizes, seed=setting.seed)
@@ -109,18 +114,25 @@ def _measure(results: GpuResults, setting: Setting, folder: Path | None) -> None
 def _cases(results: GpuResults, setting: Setting) -> Iterator[str]:
     """Yields the name of its group after each case that it has added to the results.
 
-    Decoding comes second: a budget that ends early leaves something of both.
+    Decoding comes second: a budget that ends early leaves something of both. The errors
+    of the matrix memory come before its times.
     """
-    first, *others = setting.sizes.shapes
-    yield from _races(first, results, setting)
-    yield from _decodes(results, setting)
-    for shape in others:
+    sizes = setting.sizes
+    for shape in sizes.shapes[:1]:
         yield from _races(shape, results, setting)
+    yield from _decodes(results, setting)
+    for shape in sizes.shapes[1:]:
+        yield from _races(shape, results, setting)
+    yield from _errors(results, setting)
+    for shape in sizes.matrices[:1]:
+        yield from _matrices(shape, results, setting)
+    yield from _matrix_steps(results, setting)
+    for shape in sizes.matrices[1:]:
+        yield from _matrices(shape, results, setting)
 
 
 def _races(shape: Shape, results: GpuResults, setting: Setting) -> Iterator[str]:
-    missing = set(missing_races(results, setting.sizes))
-    lacking = [key for key in _race_keys(shape) if key in missing]
+    lacking = _lacking(results.races, _race_keys(shape))
     cases: list[Case] = [(window, part) for _, _, window, part in lacking]
     if not cases or setting.late():
         return
@@ -130,24 +142,60 @@ def _races(shape: Shape, results: GpuResults, setting: Setting) -> Iterator[str]
 
 
 def _decodes(results: GpuResults, setting: Setting) -> Iterator[str]:
-    missing = set(missing_decodes(results, setting.sizes))
     for shape in setting.sizes.decodes:
-        if _decode_key(shape) in missing and not setting.late():
+        if _lacking(results.decodes, [_decode_key(shape)]) and not setting.late():
             results.decodes.append(measure_decode(shape, setting))
             yield "decode"
 
 
-def missing_races(results: GpuResults, sizes: GpuSizes, /) -> list[RaceKey]:
-    """Returns the races that the results lack, in the order of the sizes."""
-    there = {row.key for row in results.races}
-    keys = [key for shape in sizes.shapes for key in _race_keys(shape)]
-    return [key for key in keys if key not in there]
+def _errors(results: GpuResults, setting: Setting) -> Iterator[str]:
+    for shape in setting.sizes.errors:
+        keys = _lacking(results.errors, error_keys([shape]))
+        for form in shape.forms:
+            biases = [bias for other, _, bias in keys if other == form]
+            if biases and not setting.late():
+                results.errors += measure_errors(shape, form, biases, setting)
+                yield "errors"
 
 
-def missing_decodes(results: GpuResults, sizes: GpuSizes, /) -> list[DecodeKey]:
-    """Returns the decode steps that the results lack."""
-    there = {row.key for row in results.decodes}
-    keys = [_decode_key(shape) for shape in sizes.decodes]
+def _matrices(
+    shape: MatrixShape, results: GpuResults, setting: Setting
+) -> Iterator[str]:
+    keys = _lacking(results.matrices, matrix_keys([shape]))
+    for form in shape.forms:
+        parts: list[Part] = [part for other, _, part in keys if other == form]
+        if not parts or setting.late():
+            continue
+        for row in race_matrix(shape, form, parts, setting):
+            results.matrices.append(row)
+            yield "matrix memory"
+
+
+def _matrix_steps(results: GpuResults, setting: Setting) -> Iterator[str]:
+    for shape in _lacking(results.matrix_steps, setting.sizes.matrix_steps):
+        if not setting.late():
+            results.matrix_steps.append(measure_step(shape, setting))
+            yield "matrix memory, steps"
+
+
+def _lacks_any(results: GpuResults, sizes: GpuSizes) -> bool:
+    """Returns whether the results lack a case of the sizes."""
+    races = [key for shape in sizes.shapes for key in _race_keys(shape)]
+    return any(
+        _lacking(rows, keys)
+        for rows, keys in (
+            (results.races, races),
+            (results.decodes, [_decode_key(shape) for shape in sizes.decodes]),
+            (results.errors, error_keys(sizes.errors)),
+            (results.matrices, matrix_keys(sizes.matrices)),
+            (results.matrix_steps, sizes.matrix_steps),
+        )
+    )
+
+
+def _lacking(rows: Sequence[Any], keys: Sequence[Key]) -> list[Key]:
+    """Returns the keys that no row has, in their order."""
+    there = {row.key for row in rows}
     return [key for key in keys if key not in there]
 
 

@@ -1,0 +1,1 @@
+"""How fast is a training step? README.md has the method."""
