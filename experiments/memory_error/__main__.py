@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from experiments.kernel_speed.devices import Platform, find_device
 from experiments.kernel_speed.gpu.origin import origin
 
-from .cases import Case, Dtype
+from .cases import Case, Dtype, widths_of
 from .ours import check_truth
 from .report import write
 from .results import Results
@@ -122,7 +122,7 @@ def _run(options: Options, chosen: list[Case], provenance: dict) -> Path:
         for case in chosen:
             failures += measure(case, forms, results, progress=bar.print)
             bar.advance(task)
-    return write(results, failures)
+    return write(results, widths_of(chosen[0]), failures)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,14 @@ class Case:
         return f"T {self.tokens}, bias {self.bias:g}, {self.dtype}, seed {self.seed}"
 
 
+Widths = tuple[int, int, int]  # heads, key width, value width
+
+
+def widths_of(case: Case, /) -> Widths:
+    """Returns what all rows of one page share."""
+    return case.heads, case.key_width, case.value_width
+
+
 class Inputs(NamedTuple):
     """What is differentiated: tokens in the dtype of the case; gates and the memory
     before the first token in float32."""

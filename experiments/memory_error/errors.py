@@ -78,9 +78,10 @@ def _sizes(array):
 
 
 def _ratio(part, whole) -> float:
+    """Returns four digits of part / whole; the others would be luck."""
     if part == 0:
         return 0.0
-    return float(part / whole) if whole else math.inf
+    return float(f"{part / whole:.4g}") if whole else math.inf
 
 
 def largest(errors: Errors, /) -> float:

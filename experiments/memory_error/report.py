@@ -1,14 +1,17 @@
 """The tables, on the screen and in Markdown."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.kernel_speed.report import claims_table, provenance_table
 from experiments.kernel_speed.tables import Table, page, show
 
+from .cases import Widths, widths_of
 from .claims import GROUPS, Entries, Pair, Setting, compare, judge, medians, names_of
 from .errors import Error
 from .outputs import GRADIENTS, LOSSES, VALUES
-from .results import Results
+from .results import Results, Row
 from .suite import FORMS, Failures
 
 TITLE = "The mLSTM's error against float64"
@@ -26,13 +29,15 @@ TITLES = {
 }
 
 
-def tables(results: Results, failures: Failures, /) -> list[Table]:
+def tables(
+    rows: Sequence[Row], failures: Failures, provenance: dict[str, Any], /
+) -> list[Table]:
     """Returns the tables, the claims first."""
-    entries = medians(results.rows)
+    entries = medians(rows)
     dtypes = sorted({setting.dtype for setting in entries})
     pairs = compare(entries)
     return [
-        claims_table(judge(results.rows)),
+        claims_table(judge(rows)),
         _ratios(pairs),
         _forget(pairs),
         *(
@@ -41,13 +46,17 @@ def tables(results: Results, failures: Failures, /) -> list[Table]:
             for group in ("values", *LOSSES)
         ),
         _failures(failures),
-        provenance_table(results.provenance),
+        provenance_table(provenance),
     ]
 
 
-def write(results: Results, failures: Failures, /) -> Path:
-    """Returns the path of the page, beside the numbers; shows the claims."""
-    found = tables(results, failures)
+def write(results: Results, widths: Widths, failures: Failures, /) -> Path:
+    """Returns the path of the page, beside the numbers; shows the claims.
+
+    The page is about the rows of these widths, those of earlier runs included.
+    """
+    rows = [row for row in results.rows if widths_of(row.case) == widths]
+    found = tables(rows, failures, results.provenance)
     path = results.path.with_suffix(".md")
     title = f"{TITLE}, on {results.provenance['device']}"
     path.write_text(page(title, INTRODUCTION, found), encoding="utf-8")
