@@ -51,7 +51,8 @@ def arrays(seed, *, T, form=EXP, B=2, N=2, K=2, H=16, P=16, bias=0.0, resets=Tru
     log_f_BTN = np.asarray(jax.nn.log_sigmoid(log_f_BTN))
     if not form.stabilise:
         log_i_BTN = np.asarray(jax.nn.log_sigmoid(log_i_BTN))
-    resets_BT = rng.random((B, T)) < 4 / T if resets else None
+    # Seldom: what a token reads of nothing but itself hardly depends on q and k.
+    resets_BT = rng.random((B, T)) < 1 / 32 if resets else None
     memory = Memory(
         normal(B, N, H, P),
         np.abs(normal(B, N, H)) if form.keeps else None,
