@@ -130,6 +130,7 @@ def test_the_memory_is_compared_in_the_scale_of_the_truth(truth):
     assert found["m"].max > 1e-3
 
 
+@pytest.mark.slow
 def test_a_missing_peer_is_a_line_of_the_page(tmp_path, monkeypatch):
     def load(module):
         raise PeerMissing(f"not installed: {module}")

@@ -282,6 +282,7 @@ def test_transformations_commute_with_the_operation(implementation):
     assert_near(jax.grad(scanned)(rows), wanted, dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])
 def test_batch_and_heads_shard(implementation):
     a = arrays(8, B=2, T=40, segments=3)

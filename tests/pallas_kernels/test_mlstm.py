@@ -158,6 +158,7 @@ def test_a_boundary_lets_nothing_through(implementation):
     np.testing.assert_array_equal(np.asarray(state_to_c), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_packed_document_equals_the_document_alone(implementation):
     a = arrays(3, T=150)

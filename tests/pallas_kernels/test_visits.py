@@ -66,6 +66,7 @@ def segment_ids(T, S, segments, hidden, sort, seed):
     return ids
 
 
+@pytest.mark.slow
 @given(**shapes)
 def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
     T, S, window, block, own, group, segments, hidden, sort, seed
@@ -92,6 +93,7 @@ def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
             assert int(visits.count) == -(-(queries[1] + 1 - first) // block)
 
 
+@pytest.mark.slow
 @given(**shapes)
 def test_every_reading_query_is_visited_and_inner_blocks_need_no_mask(
     T, S, window, block, own, group, segments, hidden, sort, seed
