@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import backend
 from pallas_kernels.matrix_memory.blocks import Sizes, Tokens, Weights, refuse
+from pallas_kernels.matrix_memory.chunked import matrix_memory_chunked
 from pallas_kernels.matrix_memory.gates import (
     Gates,
     chunk_gates,
@@ -76,34 +77,31 @@ def matrix_memory_triton(
       NotImplementedError: the target is no GPU, or a dtype, width, number of heads or
         batch that the kernels do not serve.
     """
-    interpret = backend.is_interpreting()
-    chunks = partial(
-        _chunks, rules=rules, empty=empty, tiles=tiles, interpret=interpret
-    )
     tokens = Tokens(q_BTKH, k_BTKH, v_BTNP)
     if q_BTKH.shape[1] > MOST_TOKENS or tiles is not None:
-        return chunks(tokens, writes, memory)
-    return _few(tokens, writes, memory, rules, chunks)
+        return _chunks(tokens, writes, memory, rules=rules, empty=empty, tiles=tiles)
+    return _few(tokens, writes, memory, rules)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _few(tokens: Tokens, writes, memory, rules, chunks):
-    """Returns h_BTNP and the memory after a few tokens; `chunks` is differentiated."""
-    del chunks
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _few(tokens: Tokens, writes, memory, rules):
+    """Returns h_BTNP and the memory after a few tokens, by the kernel of a step."""
     return matrix_memory_step(*tokens, writes, memory, rules=rules)
 
 
-def _few_forward(tokens, writes, memory, rules, chunks):
-    del rules
+def _few_forward(tokens, writes, memory, rules):
+    """Returns the same by the plain form, which has gradients and serves whatever the
+    step does; a few tokens are a single chunk."""
 
-    def found(tokens, gates, memory):
-        return chunks(tokens, Writes(gates[0], gates[1], writes.resets_BT), memory)
+    def found(tokens: Tokens, gates, memory):
+        writes_ = Writes(gates[0], gates[1], writes.resets_BT)
+        return matrix_memory_chunked(*tokens, writes_, memory, rules=rules)
 
     return jax.vjp(found, tokens, writes[:2], memory)
 
 
-def _few_backward(rules, chunks, pullback, cotangents):
-    del rules, chunks
+def _few_backward(rules, pullback, cotangents):
+    del rules
     tokens, gates, memory = pullback(cotangents)
     return tokens, Writes(gates[0], gates[1], None), memory
 
@@ -111,14 +109,14 @@ def _few_backward(rules, chunks, pullback, cotangents):
 _few.defvjp(_few_forward, _few_backward)
 
 
-def _chunks(tokens: Tokens, writes, memory, /, *, rules, empty, tiles, interpret):
+def _chunks(tokens: Tokens, writes, memory, /, *, rules, empty, tiles):
     """Returns h_BTNP and the memory after the last token, by the kernels of chunks."""
     dtype = tokens.q_BTKH.dtype
     if dtype == jnp.float16:  # whose range is too small for states
         tokens = Tokens(*(x.astype(jnp.float32) for x in tokens))
     rules = rules._replace(precise=rules.precise and dtype == jnp.float32)
     (B, T, K, H), (N, P) = tokens.q_BTKH.shape, tokens.v_BTNP.shape[2:]
-    sizes = Sizes(B, T, K, N, H, P, rules, interpret)
+    sizes = Sizes(B, T, K, N, H, P, rules, backend.is_interpreting())
     refuse(sizes, dtype, products=True)
     if tiles is None:
         tiles = tiles_for(

@@ -38,7 +38,8 @@ class Walk(NamedTuple):
 
 class States(NamedTuple):
     """The states before each span, I of them, and after the last chunk; None where not
-    wanted. `products_BNJ`: the sums of the states before each chunk times the others.
+    wanted. `products_BNJX`: the sums of the states before each chunk times the others,
+    one for each block X of a state.
     """
 
     c_BNIHP: Any = None

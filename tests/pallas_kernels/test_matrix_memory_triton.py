@@ -313,6 +313,22 @@ def test_few_tokens_are_a_step_and_their_gradients_exact():
     check(a)
 
 
+def test_the_gradients_of_a_step_need_no_kernel_that_refuses():
+    # Wider keys than the kernels of chunks take in float32; the step takes them.
+    floats, resets_BT = split(arrays(9, T=2, H=136))
+
+    @jax.jit  # so that the choice is made before the gradients are asked for
+    def read(floats):
+        q, k, v, log_i, log_f, memory = floats
+        writes = Writes(log_i, log_f, resets_BT)
+        return jnp.sum(
+            matrix_memory_triton(q, k, v, writes, memory, rules=EXP.rules(136))[0]
+        )
+
+    with backend.interpreted():
+        assert np.isfinite(jax.grad(read)(floats)[0]).all()
+
+
 @pytest.mark.parametrize(
     ("dtype", "widths", "message"),
     [
