@@ -111,8 +111,11 @@ def test_an_upward_import_is_found(source, module):
 @pytest.mark.parametrize(
     ("source", "module"),
     [
-        ("from pallas_kernels.mlstm import mlstm", "swa_jax.layers.mlstm"),
-        ("from .norm import rms_norm", "swa_jax.layers.mlstm"),
+        (
+            "from pallas_kernels.mlstm import mlstm",
+            "swa_jax.layers.global_mixers.mlstm",
+        ),
+        ("from .norm import rms_norm", "swa_jax.layers.global_mixers.mlstm"),
         ("from swa_jax.training.run import open_run", "swa_jax.cli"),
         ("from flax import nnx\nimport jax", "swa_jax.models.language_model"),
         ("from jax.experimental.pallas import triton", "pallas_kernels.backend"),

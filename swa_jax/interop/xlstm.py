@@ -29,15 +29,15 @@ _BLOCK = "backbone.blocks.{}.{}"
 # Parameter path in a layer here -> name in a block there.
 _LAYER_NAMES = {
     "mixer_norm/scale": "norm_mlstm.weight",
-    "mixer/query/kernel": "mlstm_layer.q.weight",
-    "mixer/key/kernel": "mlstm_layer.k.weight",
-    "mixer/value/kernel": "mlstm_layer.v.weight",
-    "mixer/output_gate/kernel": "mlstm_layer.ogate_preact.weight",
-    "mixer/input_gate/kernel": "mlstm_layer.igate_preact.weight",
-    "mixer/input_gate/bias": "mlstm_layer.igate_preact.bias",
-    "mixer/forget_gate/kernel": "mlstm_layer.fgate_preact.weight",
-    "mixer/forget_gate/bias": "mlstm_layer.fgate_preact.bias",
-    "mixer/head_norm/scale": "mlstm_layer.multihead_norm.weight",
+    "mixer/branches/query/kernel": "mlstm_layer.q.weight",
+    "mixer/branches/key/kernel": "mlstm_layer.k.weight",
+    "mixer/branches/value/kernel": "mlstm_layer.v.weight",
+    "mixer/branches/gate/kernel": "mlstm_layer.ogate_preact.weight",
+    "mixer/global_mixer/input_gate/kernel": "mlstm_layer.igate_preact.weight",
+    "mixer/global_mixer/input_gate/bias": "mlstm_layer.igate_preact.bias",
+    "mixer/global_mixer/forget_gate/kernel": "mlstm_layer.fgate_preact.weight",
+    "mixer/global_mixer/forget_gate/bias": "mlstm_layer.fgate_preact.bias",
+    "mixer/global_mixer/head_norm/scale": "mlstm_layer.multihead_norm.weight",
     "mixer/out/kernel": "mlstm_layer.out_proj.weight",
     "feed_forward_norm/scale": "norm_ffn.weight",
     "feed_forward/gate/kernel": "ffn.proj_up_gate.weight",
@@ -68,7 +68,7 @@ def from_xlstm_large(
     first = {path: _BLOCK.format(0, name) for path, name in _LAYER_NAMES.items()}
     shapes = {path: np.shape(state_dict[name]) for path, name in first.items()}
     vocab_size, d_model = np.shape(state_dict[_EMBEDDING])
-    heads = shapes["mixer/input_gate/kernel"][0]
+    heads = shapes["mixer/global_mixer/input_gate/kernel"][0]
     config = ModelConfig(
         vocab_size=vocab_size,
         d_model=d_model,
@@ -77,8 +77,8 @@ def from_xlstm_large(
         attention=AttentionConfig(heads=heads),  # read by no layer
         mlstm=MLSTMConfig(
             heads=heads,
-            key_factor=shapes["mixer/query/kernel"][0] / d_model,
-            value_factor=shapes["mixer/value/kernel"][0] / d_model,
+            key_factor=shapes["mixer/branches/query/kernel"][0] / d_model,
+            value_factor=shapes["mixer/branches/value/kernel"][0] / d_model,
             gate_softcap=gate_softcap,
         ),
         feed_forward_width=shapes["feed_forward/up/kernel"][0],

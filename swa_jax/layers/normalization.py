@@ -21,16 +21,20 @@ class RMSNorm(nnx.Module):
 
 
 class HeadNorm(nnx.Module):
-    """y = w (x - mean(x)) / sqrt(var(x) + eps) over each head alone, no bias.
+    """y = w (x - mean(x)) / sqrt(var(x) + eps) (+ b) over each head alone.
 
     Behind an mLSTM that has just been initialised x has an rms of about 2e-4, below
     sqrt(eps): eps sets the output's scale there and is 1e-6, not a free choice.
     """
 
-    EPS = 1e-6
-
-    def __init__(self, heads: int, width: int):
+    def __init__(
+        self, heads: int, width: int, *, eps: float = 1e-6, bias: bool = False
+    ):
         self.scale = nnx.Param(jnp.ones((heads * width,), jnp.float32))
+        self.bias = (
+            nnx.Param(jnp.zeros((heads * width,), jnp.float32)) if bias else None
+        )
+        self.eps = eps
 
     def __call__(self, x_BTNP: jax.Array, /) -> jax.Array:
         """Returns y_BTNP in float32."""
@@ -38,4 +42,14 @@ class HeadNorm(nnx.Module):
         y_BTNP -= jnp.mean(y_BTNP, axis=-1, keepdims=True)
         variance_BTN1 = jnp.mean(y_BTNP * y_BTNP, axis=-1, keepdims=True)
         scale_11NP = self.scale[...].reshape(1, 1, *x_BTNP.shape[2:])
-        return scale_11NP * y_BTNP * jax.lax.rsqrt(variance_BTN1 + self.EPS)
+        y_BTNP = scale_11NP * y_BTNP * jax.lax.rsqrt(variance_BTN1 + self.eps)
+        if self.bias is None:
+            return y_BTNP
+        return y_BTNP + self.bias[...].reshape(1, 1, *x_BTNP.shape[2:])
+
+
+def unit_length(x: jax.Array, /, *, eps: float = 1e-6) -> jax.Array:
+    """Returns x / sqrt(sum(x^2) + eps) over the last axis, in x's dtype."""
+    wide = x.astype(jnp.float32)
+    square = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + eps)).astype(x.dtype)

@@ -21,8 +21,19 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, /, *, theta: float) -> ja
     dtype. The two halves of a head are paired, as in Llama and GPT-NeoX, not
     neighbours. Source: Su et al. 2021, eq. 34, arXiv:2104.09864.
     """
+    return _turned(x_BTNH, positions_BT, theta, 1.0)
+
+
+def turn_back(
+    x_BTNH: jax.Array, positions_BT: jax.Array, /, *, theta: float
+) -> jax.Array:
+    """Returns what `rotate` made x of: the rotation by the opposite angles."""
+    return _turned(x_BTNH, positions_BT, theta, -1.0)
+
+
+def _turned(x_BTNH, positions_BT, theta, sign):
     angles_BT1F = angles(positions_BT, width=x_BTNH.shape[-1], theta=theta)[:, :, None]
-    cos, sin = jnp.cos(angles_BT1F), jnp.sin(angles_BT1F)
+    cos, sin = jnp.cos(angles_BT1F), sign * jnp.sin(angles_BT1F)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)

@@ -6,7 +6,9 @@ Forward, per token:
     2 x parameters of all matrix products (the head included, the input embedding not)
     + 4 N H S          per softmax attention layer that reads S keys, not halved for
                        causality: S = the sequence, or the window if it is shorter
-    + 6 N H P          per mLSTM layer
+    + 6 N H P          per mLSTM layer, and per layer of linear attention; 8 for Gated
+                       DeltaNet, 10 for RWKV-7
+    + 2 per tap and channel of a convolution in front, 4 W per channel of ShortSWA
 
 The backward pass costs twice the forward pass. Norms, activations, rotary embedding and
 softmax are not counted.
@@ -15,9 +17,8 @@ softmax are not counted.
 import dataclasses
 
 from swa_jax.models.config import ModelConfig
-
-_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-_FLOAT32_BYTES = 4
+from swa_jax.models.mixer_config import layer_kind
+from swa_jax.models.mixer_costs import MixerCost, global_cost, local_cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class KindCost:
     """The cost of all the layers of one kind together, feed-forward and norms included.
 
     Attributes:
-        kind: "swa", "attention" or "mlstm".
+        kind: such as "swa" or "short_swa+gla".
         layers: number of layers of the kind.
         parameters: number of parameters.
         forward_flops: FLOPs/token.
@@ -104,9 +105,12 @@ def account(config: ModelConfig, /, *, seq_len: int, window: int) -> Account:
 
 def parameter_count(config: ModelConfig, /) -> ParameterCount:
     """The numbers of parameters: those of the tree that ``init`` makes."""
-    layers = _layers_by_kind(config).items()
-    matmul = sum(n * _layer_matmul_parameters(config, kind) for kind, n in layers)
-    vectors = sum(n * _layer_vector_parameters(config, kind) for kind, n in layers)
+    layers = [
+        (count, _layer_cost(config, kind, seq_len=1, window=1))
+        for kind, count in _layers_by_kind(config).items()
+    ]
+    matmul = sum(count * cost.matmul for count, cost in layers)
+    vectors = sum(count * cost.vectors for count, cost in layers)
     non_embedding = matmul + vectors + config.d_model  # and the final norm
     embedding = config.vocab_size * config.d_model
     return ParameterCount(
@@ -156,7 +160,8 @@ def state_bytes(
     """The bytes of what ``batch`` sequences carry from one token to the next.
 
     Keys and values of window - 1 tokens per "swa" layer and of ``context`` tokens per
-    "attention" layer, in the compute dtype; C, n and m in float32 per "mlstm" layer.
+    "attention" layer, in the compute dtype; the memory of every recurrent layer in
+    float32; what a local mixer keeps, in the compute dtype.
     Not counted are segment ids (4 bytes a cached token, and 4 a memory), positions, and
     the slots of ``init_state`` for the 16 new tokens of a step, which carry nothing.
 
@@ -164,7 +169,7 @@ def state_bytes(
     """
     _check_at_least_one(window=window, context=context, batch=batch)
     return batch * sum(
-        layers * _layer_state_bytes(config, kind, window=window, context=context)
+        layers * _layer_cost(config, kind, seq_len=context, window=window).state_bytes
         for kind, layers in _layers_by_kind(config).items()
     )
 
@@ -179,15 +184,13 @@ def _kind_cost(
     config: ModelConfig, kind: str, *, seq_len: int, window: int
 ) -> KindCost:
     layers = _layers_by_kind(config)[kind]
-    matmul = _layer_matmul_parameters(config, kind)
-    mixing = _layer_mixing_flops(config, kind, seq_len=seq_len, window=window)
-    state = _layer_state_bytes(config, kind, window=window, context=seq_len)
+    cost = _layer_cost(config, kind, seq_len=seq_len, window=window)
     return KindCost(
         kind=kind,
         layers=layers,
-        parameters=layers * (matmul + _layer_vector_parameters(config, kind)),
-        forward_flops=layers * (2 * matmul + mixing),
-        state_bytes=layers * state,
+        parameters=layers * (cost.matmul + cost.vectors),
+        forward_flops=layers * (2 * cost.matmul + cost.flops),
+        state_bytes=layers * cost.state_bytes,
     )
 
 
@@ -199,51 +202,17 @@ def _layers_forward_flops(config: ModelConfig, *, seq_len: int, window: int) -> 
     )
 
 
-def _layer_matmul_parameters(config: ModelConfig, kind: str) -> int:
-    width = config.d_model
-    feed_forward = 3 * width * config.hidden_width
-    if kind == "mlstm":
-        heads = config.mlstm.heads
-        query_key = 2 * heads * config.mlstm_key_width
-        value_gate_out = 3 * heads * config.mlstm_value_width
-        return feed_forward + width * (query_key + value_gate_out + 2 * heads)
-    heads = 2 * config.attention.heads + 2 * config.kv_heads
-    return feed_forward + width * heads * config.head_width
-
-
-def _layer_vector_parameters(config: ModelConfig, kind: str) -> int:
-    """Norm weights, biases and sinks."""
-    norms = 2 * config.d_model
-    if kind == "mlstm":
-        gate_biases = 2 * config.mlstm.heads
-        return norms + gate_biases + config.mlstm.heads * config.mlstm_value_width
-    query_key_norms = 2 * config.head_width if config.attention.qk_norm else 0
-    sinks = config.attention.heads if config.attention.sinks else 0
-    return norms + query_key_norms + sinks
-
-
-def _layer_mixing_flops(
+def _layer_cost(
     config: ModelConfig, kind: str, *, seq_len: int, window: int
-) -> int:
-    """FLOPs/token between tokens: scores and their sum over values, or the memory."""
-    if kind == "mlstm":
-        return (
-            6 * config.mlstm.heads * config.mlstm_key_width * config.mlstm_value_width
-        )
-    keys = min(window, seq_len) if kind == "swa" else seq_len
-    return 4 * keys * config.attention.heads * config.head_width
-
-
-def _layer_state_bytes(
-    config: ModelConfig, kind: str, *, window: int, context: int
-) -> int:
-    if kind == "mlstm":
-        key_width, value_width = config.mlstm_key_width, config.mlstm_value_width
-        memory = key_width * value_width + key_width + 1
-        return _FLOAT32_BYTES * config.mlstm.heads * memory
-    tokens = window - 1 if kind == "swa" else context
-    head_bytes = _DTYPE_BYTES[config.dtype] * config.head_width
-    return 2 * tokens * config.kv_heads * head_bytes
+) -> MixerCost:
+    """The cost of one layer: its mixers, its feed-forward and its two norms."""
+    mixers = layer_kind(kind)
+    parts = (
+        global_cost(config, mixers.mixer, seq_len=seq_len, window=window),
+        local_cost(config, mixers, seq_len=seq_len),
+        MixerCost(3 * config.d_model * config.hidden_width, 2 * config.d_model, 0, 0),
+    )
+    return MixerCost(*(sum(numbers) for numbers in zip(*parts, strict=True)))
 
 
 def _check_at_least_one(**numbers: int) -> None:

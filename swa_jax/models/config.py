@@ -7,77 +7,38 @@ not what it is.
 import dataclasses
 from typing import Literal, get_args
 
-LAYER_KINDS = ("swa", "attention", "mlstm")
-ATTENTION_KINDS = ("swa", "attention")
-Gate = Literal["exp", "sigmoid"]
+from swa_jax.models.checks import (
+    check_choice,
+    check_count,
+    check_optional_counts,
+    check_part,
+    check_positive,
+    check_switch,
+)
+from swa_jax.models.mixer_config import (
+    ATTENTION_KINDS,
+    AttentionConfig,
+    LayerKind,
+    LocalConfig,
+    MLSTMConfig,
+    RecurrentConfig,
+    RecurrentShape,
+    check_even_heads,
+    layer_kind,
+    recurrent_shape,
+    short_swa_head_width,
+)
+
+__all__ = [
+    "AttentionConfig",
+    "ComputeDtype",
+    "LocalConfig",
+    "MLSTMConfig",
+    "ModelConfig",
+    "RecurrentConfig",
+]
+
 ComputeDtype = Literal["bfloat16", "float32"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionConfig:
-    """Softmax attention of the kinds "swa" (a window) and "attention" (all the past).
-
-    Attributes:
-        heads: number of query heads N.
-        kv_heads: number of key/value heads K, a divisor of ``heads``; None means N.
-        head_width: width H of a head, even; None means d_model / heads.
-        rope_theta: base of the rotary angles.
-        qk_norm: normalise every query and key head (RMS, with a weight).
-        softcap: c in c * tanh(score / c); None leaves the scores as they are.
-        sinks: learn one score per head that takes part in the softmax with no value.
-    """
-
-    heads: int
-    kv_heads: int | None = None
-    head_width: int | None = None
-    rope_theta: float = 10_000.0
-    qk_norm: bool = False
-    softcap: float | None = None
-    sinks: bool = False
-
-    def __post_init__(self):
-        _check_count(self, "heads")
-        if self.kv_heads is not None:
-            _check_count(self, "kv_heads")
-            if self.heads % self.kv_heads:
-                raise ValueError(
-                    "AttentionConfig: heads must be a multiple of kv_heads, got "
-                    f"heads={self.heads}, kv_heads={self.kv_heads}"
-                )
-        if self.head_width is not None:
-            _check_count(self, "head_width")
-            _check_even_head_width(self.head_width)
-        _check_positive(self, "rope_theta")
-        if self.softcap is not None:
-            _check_positive(self, "softcap")
-        _check_switch(self, "qk_norm")
-        _check_switch(self, "sinks")
-
-
-@dataclasses.dataclass(frozen=True)
-class MLSTMConfig:
-    """The matrix memory of the kind "mlstm".
-
-    Attributes:
-        heads: number of heads N.
-        key_factor: query/key width of all heads together, in units of d_model.
-        value_factor: value width of all heads together, in units of d_model.
-        gate: input gate, "exp" (xLSTM) or "sigmoid" (mLSTMsig).
-        gate_softcap: c in c * tanh(gate / c) on both gates' pre-activations.
-    """
-
-    heads: int
-    key_factor: float = 0.5
-    value_factor: float = 1.0
-    gate: Gate = "exp"
-    gate_softcap: float = 15.0
-
-    def __post_init__(self):
-        _check_count(self, "heads")
-        _check_positive(self, "key_factor")
-        _check_positive(self, "value_factor")
-        _check_positive(self, "gate_softcap")
-        _check_choice(self, "gate", get_args(Gate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +48,15 @@ class ModelConfig:
     Attributes:
         vocab_size: number of token ids V.
         d_model: width D of the residual stream.
-        pattern: mixers of one period, of the kinds "swa", "attention" and "mlstm".
+        pattern: mixers of one period, such as ("swa", "mlstm"). A kind is a global
+            mixer ("swa", "attention", "mlstm", "mamba2", "retnet", "lightning", "gla",
+            "gated_deltanet", "rwkv7"), or one behind a local mixer ("short_conv",
+            "canon", "short_swa"), as in "short_swa+gla".
         periods: number of repetitions; layers = len(pattern) * periods.
         attention: read by the kinds "swa" and "attention".
         mlstm: read by the kind "mlstm".
+        recurrent: read by the other recurrent kinds.
+        local: read by the kinds with a local mixer.
         feed_forward_width: SwiGLU width F; None means 8/3 d_model, up to a multiple
             of 64.
         logit_softcap: c in c * tanh(logit / c); None leaves the logits as they are.
@@ -106,6 +72,8 @@ class ModelConfig:
     periods: int
     attention: AttentionConfig
     mlstm: MLSTMConfig
+    recurrent: RecurrentConfig = dataclasses.field(default_factory=RecurrentConfig)
+    local: LocalConfig = dataclasses.field(default_factory=LocalConfig)
     feed_forward_width: int | None = None
     logit_softcap: float | None = 30.0
     norm_eps: float = 1e-6
@@ -114,22 +82,27 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "periods"):
-            _check_count(self, name)
-        if self.feed_forward_width is not None:
-            _check_count(self, "feed_forward_width")
+            check_count(self, name)
+        check_optional_counts(self, "feed_forward_width")
         if self.logit_softcap is not None:
-            _check_positive(self, "logit_softcap")
-        _check_positive(self, "norm_eps")
-        _check_choice(self, "dtype", get_args(ComputeDtype))
-        _check_switch(self, "remat")
+            check_positive(self, "logit_softcap")
+        check_positive(self, "norm_eps")
+        check_choice(self, "dtype", get_args(ComputeDtype))
+        check_switch(self, "remat")
         _check_pattern(self.pattern)
-        _check_part(self, "attention", AttentionConfig)
-        _check_part(self, "mlstm", MLSTMConfig)
-        if any(kind in ATTENTION_KINDS for kind in self.pattern):
-            _check_attention_widths(self)
-        if "mlstm" in self.pattern:
-            _check_mlstm_width(self, "key_factor")
-            _check_mlstm_width(self, "value_factor")
+        check_part(self, "attention", AttentionConfig)
+        check_part(self, "mlstm", MLSTMConfig)
+        check_part(self, "recurrent", RecurrentConfig)
+        check_part(self, "local", LocalConfig)
+        for kind in dict.fromkeys(self.kinds):
+            _check_widths(self, kind.mixer)
+            if kind.local == "short_swa":
+                self.short_swa_head_width(kind.mixer)
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The mixers of each layer of one period."""
+        return tuple(layer_kind(name) for name in self.pattern)
 
     @property
     def layers(self) -> int:
@@ -163,44 +136,29 @@ class ModelConfig:
         """Value width P of one mLSTM head."""
         return round(self.mlstm.value_factor * self.d_model) // self.mlstm.heads
 
+    def recurrent_shape(self, mixer: str, /) -> RecurrentShape:
+        """Heads and widths of a recurrent mixer other than the mLSTM."""
+        return recurrent_shape(self.recurrent, mixer, d_model=self.d_model)
 
-def _check_count(config, name: str) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"{_field(config, name)} must be an integer >= 1, got {value!r}"
-        )
+    def local_widths(self, mixer: str, /) -> tuple[int, ...]:
+        """Widths of the branches that a local mixer in front of ``mixer`` acts on."""
+        if mixer in ATTENTION_KINDS:
+            query, key = self.attention.heads, self.kv_heads
+            return tuple(n * self.head_width for n in (query, key, key))
+        if mixer == "mlstm":
+            heads, key = self.mlstm.heads, self.mlstm_key_width
+            return heads * key, heads * key, heads * self.mlstm_value_width
+        heads, key, value = self.recurrent_shape(mixer)
+        if mixer == "mamba2":
+            return heads * value, key, key
+        return heads * key, heads * key, heads * value
 
+    def short_swa_head_width(self, mixer: str, /) -> int:
+        """Width of ShortSWA's heads in front of ``mixer``.
 
-def _check_positive(config, name: str) -> None:
-    value = getattr(config, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
-        raise ValueError(
-            f"{_field(config, name)} must be a finite number > 0, got {value!r}"
-        )
-
-
-def _check_switch(config, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, bool):
-        raise ValueError(f"{_field(config, name)} must be True or False, got {value!r}")
-
-
-def _check_choice(config, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        raise ValueError(
-            f"{_field(config, name)} must be one of {choices}, got {value!r}"
-        )
-
-
-def _check_part(config, name: str, part: type) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, part):
-        raise ValueError(
-            f"{_field(config, name)} must be a {part.__name__}, got {value!r}"
-        )
+        Raises ValueError where the branches' widths allow none.
+        """
+        return short_swa_head_width(self.local, self.local_widths(mixer))
 
 
 def _check_pattern(pattern: tuple[str, ...]) -> None:
@@ -209,12 +167,21 @@ def _check_pattern(pattern: tuple[str, ...]) -> None:
             "ModelConfig.pattern must be a tuple of at least one layer kind, "
             f"got {pattern!r}"
         )
-    for kind in pattern:
-        if kind not in LAYER_KINDS:
-            raise ValueError(
-                f"ModelConfig.pattern: layer kinds are {LAYER_KINDS}, got {kind!r} "
-                f"in {pattern!r}"
-            )
+    for name in pattern:
+        try:
+            layer_kind(name)
+        except ValueError as error:
+            raise ValueError(f"ModelConfig.pattern: {error} in {pattern!r}") from None
+
+
+def _check_widths(config: ModelConfig, mixer: str) -> None:
+    if mixer in ATTENTION_KINDS:
+        _check_attention_widths(config)
+    if mixer == "mlstm":
+        _check_mlstm_width(config, "key_factor")
+        _check_mlstm_width(config, "value_factor")
+    if mixer == "retnet":
+        check_even_heads(mixer, config.recurrent_shape(mixer).key_width)
 
 
 def _check_attention_widths(config: ModelConfig) -> None:
@@ -226,15 +193,7 @@ def _check_attention_widths(config: ModelConfig) -> None:
             f"d_model={config.d_model}, heads={config.attention.heads}; choose other "
             "heads or set attention.head_width"
         )
-    _check_even_head_width(config.d_model // config.attention.heads)
-
-
-def _check_even_head_width(head_width: int) -> None:
-    if head_width % 2:
-        raise ValueError(
-            "attention: rotary embedding turns pairs, so the head width must be "
-            f"even, got {head_width=}"
-        )
+    check_even_heads("attention", config.d_model // config.attention.heads)
 
 
 def _check_mlstm_width(config: ModelConfig, name: str) -> None:
@@ -244,7 +203,3 @@ def _check_mlstm_width(config: ModelConfig, name: str) -> None:
             f"ModelConfig: mlstm.{name} * d_model must be a multiple of mlstm.heads, "
             f"got {width} for heads={config.mlstm.heads}"
         )
-
-
-def _field(config, name: str) -> str:
-    return f"{type(config).__name__}.{name}"

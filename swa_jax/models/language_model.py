@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swa_jax.layers.attention import served_window
+from swa_jax.layers.attend import served_window
 from swa_jax.layers.functional import Functional, functional
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Embedding, Linear
 from swa_jax.layers.normalization import RMSNorm
 from swa_jax.layers.soft_cap import soft_cap
-from swa_jax.models.block import block, initial_block_state
+from swa_jax.models.block import block
 from swa_jax.models.config import ModelConfig
+from swa_jax.models.mixers import initial_mixer_state
 
 Params = dict[str, Any]
 
@@ -89,8 +90,9 @@ def language_model(config: ModelConfig, /) -> Model:
 
 
 def layer_names(config: ModelConfig, /) -> tuple[str, ...]:
-    """Returns the names of one period's layers, such as ("0_swa", "1_mlstm")."""
-    return tuple(f"{index}_{kind}" for index, kind in enumerate(config.pattern))
+    """Returns the names of one period's layers, such as ("0_swa", "1_canon_mlstm")."""
+    kinds = (name.replace("+", "_") for name in config.pattern)
+    return tuple(f"{index}_{kind}" for index, kind in enumerate(kinds))
 
 
 @functools.cache
@@ -209,10 +211,10 @@ def _init_state(
     if context < 0:
         raise ValueError(f"init_state wants context >= 0 tokens; got {context=}.")
     layers = {
-        name: initial_block_state(
+        name: initial_mixer_state(
             config, kind, batch=batch, window=window, context=context
         )
-        for name, kind in zip(layer_names(config), config.pattern, strict=True)
+        for name, kind in zip(layer_names(config), config.kinds, strict=True)
     }
     zeros_B = jnp.zeros((batch,), jnp.int32)
     stacked = jax.tree.map(
@@ -247,10 +249,10 @@ def _check_state(
             f"the model wants a state of the tokens' batch {batch}; got one made for "
             f"batch {state.position_B.shape[0]}."
         )
-    for name, kind in zip(layer_names(config), config.pattern, strict=True):
-        if kind != "swa" or not isinstance(window, int | np.integer):
+    for name, kind in zip(layer_names(config), config.kinds, strict=True):
+        if kind.mixer != "swa" or not isinstance(window, int | np.integer):
             continue
-        served = served_window(state.layers[name])
+        served = served_window(state.layers[name].mixer)
         if window > served:
             raise ValueError(
                 f"the state was made for windows up to {served} tokens; got {window=}. "

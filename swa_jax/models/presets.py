@@ -67,9 +67,8 @@ SIZES: dict[str, dict] = {
 }
 
 
-def _model(size: str, kind: str) -> ModelConfig:
+def _model(size: str, pattern: tuple[str, ...]) -> ModelConfig:
     fields = dict(SIZES[size])
-    pattern = KINDS[kind]
     periods, rest = divmod(fields.pop("layers"), len(pattern))
     if rest:
         raise ValueError(f"{size}: the layers are not whole periods of {pattern}")
@@ -83,15 +82,29 @@ def _model(size: str, kind: str) -> ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    f"{kind}-{size}": _model(size, kind) for size in SIZES for kind in KINDS
+    f"{kind}-{size}": _model(size, pattern)
+    for size in SIZES
+    for kind, pattern in KINDS.items()
 }
 
 
 def preset(name: str, /) -> ModelConfig:
-    """The model of a name such as "swax-160m". Raises ValueError for another name."""
-    if name not in PRESETS:
-        raise ValueError(
-            f"no preset is called {name!r}; the names are KIND-SIZE with KIND one of "
-            f"{', '.join(KINDS)} and SIZE one of {', '.join(SIZES)}"
-        )
-    return PRESETS[name]
+    """The model of a name: "swax-160m" or, with any layers, "short_swa+gla-160m".
+
+    Layers of one period are joined by commas: "swa,short_conv+mamba2-nano". Raises
+    ValueError for another name.
+    """
+    kind, _, size = name.partition("-")
+    pattern = KINDS.get(kind, tuple(kind.split(",")))
+    if size in SIZES:
+        try:
+            return _model(size, pattern)
+        except ValueError as error:
+            fault = f": {error}"
+    else:
+        fault = ""
+    raise ValueError(
+        f"no preset is called {name!r}; the names are KIND-SIZE with SIZE one of "
+        f"{', '.join(SIZES)} and KIND one of {', '.join(KINDS)}, or the layers of one "
+        f"period such as 'short_swa+gla' or 'swa,short_conv+mamba2'{fault}"
+    )

@@ -28,16 +28,28 @@ REPLICATED = P()
 # everything under "periods" is the scanned one, which is never cut. Kernels are
 # (in, out): those that read the residual stream are cut at their outputs, those that
 # write it at their inputs, so a layer needs one sum over the tensor axis.
+_MIXER = r"periods/\w+/mixer/"
+_GLOBAL, _LOCAL = rf"{_MIXER}global_mixer/", rf"{_MIXER}local_mixer/"
 PARAMETER_SPECS: tuple[tuple[str, P], ...] = (
     (r"embed/embedding", P("tensor", "fsdp")),
+    (rf"{_MIXER}branches/\w+/kernel", P(None, "fsdp", "tensor")),
+    (rf"{_MIXER}out/kernel", P(None, "tensor", "fsdp")),
+    # Gates: one number per head, or low-rank maps to all channels.
     (
-        r"periods/\w+/mixer/(query|key|value|output_gate)/kernel",
-        P(None, "fsdp", "tensor"),
+        rf"{_GLOBAL}(input_gate|forget_gate|step|write)/kernel",
+        P(None, "fsdp", None),
     ),
-    (r"periods/\w+/mixer/out/kernel", P(None, "tensor", "fsdp")),
-    (r"periods/\w+/mixer/(input|forget)_gate/kernel", P(None, "fsdp", None)),
-    (r"periods/\w+/mixer/(input|forget)_gate/bias", REPLICATED),
-    (r"periods/\w+/mixer/sinks", REPLICATED),
+    (rf"{_GLOBAL}(decay|rate|gate)/down/kernel", P(None, "fsdp", None)),
+    (rf"{_GLOBAL}(decay|rate|gate)/up/kernel", P(None, None, "tensor")),
+    (rf"{_GLOBAL}(\w+/)+bias", REPLICATED),
+    (
+        rf"{_GLOBAL}(sinks|log_decay|skip|removal|replacement|bonus)",
+        REPLICATED,
+    ),
+    # ShortSWA's maps of a whole branch, or of each head.
+    (rf"{_LOCAL}\w+/branch_\d+/kernel", P(None, "fsdp", "tensor")),
+    (rf"{_LOCAL}(query|key)/kernel", P(None, "tensor", None, None)),
+    (rf"{_LOCAL}(taps|bias|gate)", REPLICATED),
     (r"periods/\w+/feed_forward/(gate|up)/kernel", P(None, "fsdp", "tensor")),
     (r"periods/\w+/feed_forward/down/kernel", P(None, "tensor", "fsdp")),
     (r"periods/(\w+/)+\w+_norm/scale", REPLICATED),

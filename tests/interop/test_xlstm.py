@@ -85,7 +85,7 @@ def test_two_pieces_agree_and_end_in_the_same_memory(first):
         pieces.append(logits_BTV)
     assert logits_error(jnp.concatenate(pieces, axis=1)) < tolerance()
     assert state is not None
-    memory: MLSTMState = state.layers["0_mlstm"]
+    memory: MLSTMState = state.layers["0_mlstm"].mixer
     # Where m lies is a convention (theirs starts at 0); C exp(m) and n exp(m) are not.
     scale_LBN = np.exp(np.asarray(memory.m_BN) - golden()["state_m"][..., 0])
     c_LBNHP = np.asarray(memory.c_BNHP) * scale_LBN[..., None, None]

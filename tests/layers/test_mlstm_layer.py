@@ -8,26 +8,24 @@ import numpy as np
 import pytest
 
 from swa_jax.layers.functional import functional
-from swa_jax.layers.mlstm import MLSTM
+from swa_jax.layers.global_mixers.mlstm import MLSTM
+from swa_jax.layers.parallel_block import ParallelBlock
 
 B, T, D, N, H, P, CAP = 2, 9, 12, 2, 3, 6, 5.0
 
 
 def layer(*, gate: Literal["exp", "sigmoid"] = "exp", dtype="float32"):
     return functional(
-        lambda rngs: MLSTM(
-            D,
-            heads=N,
-            key_width=H,
-            value_width=P,
-            gate=gate,
-            gate_softcap=CAP,
-            layers=1,
-            dtype=dtype,
-            rngs=rngs,
+        lambda rngs: ParallelBlock(
+            D, memory(gate, rngs), None, layers=1, dtype=dtype, rngs=rngs
         ),
         name="mlstm",
     )
+
+
+def memory(gate, rngs):
+    widths = {"heads": N, "key_width": H, "value_width": P}
+    return MLSTM(D, **widths, gate=gate, gate_softcap=CAP, rngs=rngs)
 
 
 def random_params(shapes):
@@ -51,6 +49,7 @@ def run(mixer, params, x_BTD):
 
 def by_hand(params, x_BTD, *, gate):
     p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+    p = {"out": p["out"], **p["branches"], **p["global_mixer"]}
 
     def project(name):
         return x_BTD @ p[name]["kernel"] + p[name].get("bias", 0.0)
@@ -73,7 +72,7 @@ def by_hand(params, x_BTD, *, gate):
     h -= h.mean(axis=-1, keepdims=True)
     h /= np.sqrt(np.mean(h**2, axis=-1, keepdims=True) + 1e-6)
     h = h.reshape(B, T, N * P) * p["head_norm"]["scale"]
-    return (h * sigmoid(project("output_gate"))) @ p["out"]["kernel"]
+    return (h * sigmoid(project("gate"))) @ p["out"]["kernel"]
 
 
 @pytest.mark.parametrize("gate", ["exp", "sigmoid"])
@@ -91,11 +90,12 @@ def test_gates_are_not_rounded_to_the_compute_dtype():
     """An input gate around -10 in bfloat16 would come in steps of 0.06."""
     mixer = layer(dtype="bfloat16")
     params = mixer.init(jax.random.key(0))
-    params["input_gate"]["kernel"] = 1e-3 * jax.random.normal(jax.random.key(1), (D, N))
+    gate = params["global_mixer"]["input_gate"]
+    gate["kernel"] = 1e-3 * jax.random.normal(jax.random.key(1), (D, N))
     x_BTD = jax.random.normal(jax.random.key(2), (B, T, D)).astype(jnp.bfloat16)
-    i_BTN = mixer.bind(params).input_gate(x_BTD)
+    i_BTN = mixer.bind(params).global_mixer.input_gate(x_BTD)
     assert i_BTN.dtype == jnp.float32
-    exact = np.asarray(x_BTD, np.float64) @ params["input_gate"]["kernel"] - 10.0
+    exact = np.asarray(x_BTD, np.float64) @ gate["kernel"] - 10.0
     assert np.std(exact) > 1e-3
     np.testing.assert_allclose(i_BTN, exact, rtol=0, atol=2e-6)
     assert run(mixer, params, x_BTD).dtype == jnp.bfloat16

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from pallas_kernels.local_attention.step import in_order, window_cache
-from swa_jax.layers.attention import WindowAttention, attend, served_window
+from swa_jax.layers.attend import attend, served_window
 from swa_jax.layers.functional import functional
+from swa_jax.layers.global_mixers.attention import WindowAttention
+from swa_jax.layers.parallel_block import MixerState, ParallelBlock
 
 B, T, D, N, K, H, WINDOW = 2, 9, 12, 4, 2, 6, 4
 START = np.array([0, 50])
 
 
 def layer(*, options):
-    return functional(
-        lambda rngs: WindowAttention(
+    def attention():
+        return WindowAttention(
             D,
             heads=N,
             kv_heads=K,
@@ -24,10 +26,12 @@ def layer(*, options):
             qk_norm=options,
             softcap=2.0 if options else None,
             sinks=options,
-            layers=1,
             norm_eps=1e-6,
-            dtype="float32",
-            rngs=rngs,
+        )
+
+    return functional(
+        lambda rngs: ParallelBlock(
+            D, attention(), None, layers=1, dtype="float32", rngs=rngs
         ),
         name="attention",
     )
@@ -42,6 +46,7 @@ def random_params(shapes):
 
 def by_hand(params, x_BTD, *, options):
     p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+    p = {"out": p["out"], **p["branches"], **p.get("global_mixer", {})}
     frequency = 100.0 ** (-np.arange(0, H, 2) / H)
     angle_BT1F = ((START[:, None] + np.arange(T))[..., None] * frequency)[:, :, None]
 
@@ -109,16 +114,18 @@ def test_the_cache_keeps_the_last_tokens(tokens):
             positions_BT=jnp.zeros((1, tokens), jnp.int32),  # no rotation
             window=WINDOW,
             segment_ids_BT=jnp.broadcast_to(segments_T[None], (B, tokens)),
-            state=cache,
+            state=MixerState(None, cache),
         )
 
-    _, cache = run(cache)
-    k_BLKH, v_BLKH, segments_BL = in_order(cache)
+    _, state = run(cache)
+    k_BLKH, v_BLKH, segments_BL = in_order(state.mixer)
     kept = min(tokens, segments_BL.shape[1])
     np.testing.assert_array_equal(segments_BL[:, -kept:], [segments_T[-kept:]] * B)
     np.testing.assert_array_equal(segments_BL[:, :-kept], -1)
     for cached, name in ((k_BLKH, "key"), (v_BLKH, "value")):
-        expected = (x_BTD[:, -kept:] @ params[name]["kernel"]).reshape(B, -1, K, H)
+        expected = (x_BTD[:, -kept:] @ params["branches"][name]["kernel"]).reshape(
+            B, -1, K, H
+        )
         np.testing.assert_allclose(cached[:, -kept:], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -84,3 +84,9 @@ def make_tiny() -> Callable[..., Tiny]:
         return Tiny(config, language_model(config), random_params(config))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def draw_params() -> Callable[..., dict[str, Any]]:
+    """Returns a function of a config that draws parameters large enough to be seen."""
+    return random_params

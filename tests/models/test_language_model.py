@@ -223,8 +223,8 @@ def test_bfloat16_compute_keeps_logits_gradients_and_memories_in_float32(make_ti
         assert leaf.dtype == jnp.float32
         assert np.all(np.isfinite(leaf))
     state = tiny.model.init_state(2, window=4, context=8)
-    assert state.layers["1_mlstm"].c_BNHP.dtype == jnp.float32
-    assert state.layers["0_swa"].k_BLKH.dtype == jnp.bfloat16
+    assert state.layers["1_mlstm"].mixer.c_BNHP.dtype == jnp.float32
+    assert state.layers["0_swa"].mixer.k_BLKH.dtype == jnp.bfloat16
 
 
 def test_parameter_tree():
@@ -249,25 +249,33 @@ def test_parameter_tree():
     attention = feed_forward | {
         "mixer_norm": {"scale": (5, 32)},
         "mixer": {
-            "query": {"kernel": (5, 32, 32)},
-            "key": {"kernel": (5, 32, 16)},
-            "value": {"kernel": (5, 32, 16)},
+            "branches": {
+                "query": {"kernel": (5, 32, 32)},
+                "key": {"kernel": (5, 32, 16)},
+                "value": {"kernel": (5, 32, 16)},
+            },
+            "global_mixer": {
+                "query_norm": {"scale": (5, 8)},
+                "key_norm": {"scale": (5, 8)},
+                "sinks": (5, 4),
+            },
             "out": {"kernel": (5, 32, 32)},
-            "query_norm": {"scale": (5, 8)},
-            "key_norm": {"scale": (5, 8)},
-            "sinks": (5, 4),
         },
     }
     mlstm = feed_forward | {
         "mixer_norm": {"scale": (5, 32)},
         "mixer": {
-            "query": {"kernel": (5, 32, 16)},
-            "key": {"kernel": (5, 32, 16)},
-            "value": {"kernel": (5, 32, 32)},
-            "output_gate": {"kernel": (5, 32, 32)},
-            "input_gate": {"kernel": (5, 32, 2), "bias": (5, 2)},
-            "forget_gate": {"kernel": (5, 32, 2), "bias": (5, 2)},
-            "head_norm": {"scale": (5, 32)},
+            "branches": {
+                "query": {"kernel": (5, 32, 16)},
+                "key": {"kernel": (5, 32, 16)},
+                "value": {"kernel": (5, 32, 32)},
+                "gate": {"kernel": (5, 32, 32)},
+            },
+            "global_mixer": {
+                "input_gate": {"kernel": (5, 32, 2), "bias": (5, 2)},
+                "forget_gate": {"kernel": (5, 32, 2), "bias": (5, 2)},
+                "head_norm": {"scale": (5, 32)},
+            },
             "out": {"kernel": (5, 32, 32)},
         },
     }
@@ -298,28 +306,35 @@ def test_initial_weights(make_tiny):
     assert not np.array_equal(params["head"]["kernel"], other["head"]["kernel"])
     reading, writing = np.sqrt(2 / (5 * 64)), 2 / (6 * np.sqrt(64))
     layers = params["periods"]
-    expected = {"query": reading, "key": reading, "value": reading, "out": writing}
-    expected |= {"gate": reading, "up": reading, "down": writing}
+    deviations = {
+        "branches": {"query": reading, "key": reading, "value": reading},
+        "feed_forward": {"gate": reading, "up": reading, "down": writing},
+    }
     measured = [(params["embed"]["embedding"], reading)]
     measured += [(params["head"]["kernel"], reading)]
     for layer in layers.values():
-        for part in ("mixer", "feed_forward"):
-            measured += [
-                (leaves["kernel"], expected[name])
-                for name, leaves in layer[part].items()
-                if name in expected
-            ]
+        parts = layer | layer["mixer"]
+        measured += [(parts["out"]["kernel"], writing)]
+        measured += [
+            (parts[part][name]["kernel"], std)
+            for part, expected in deviations.items()
+            for name, std in expected.items()
+        ]
     assert len(measured) == 2 + 2 * 7
     for kernel, std in measured:
         error = 4 / np.sqrt(2 * kernel.size)  # four standard errors of a deviation
         np.testing.assert_allclose(np.std(kernel), std, rtol=error)
         np.testing.assert_allclose(np.mean(kernel), 0, atol=4 * std / kernel.size**0.5)
-    memory = layers["1_mlstm"]["mixer"]
-    for name in ("output_gate", "input_gate", "forget_gate"):
+    mixer = layers["1_mlstm"]["mixer"]
+    memory = mixer["global_mixer"]
+    np.testing.assert_array_equal(mixer["branches"]["gate"]["kernel"], 0)
+    for name in ("input_gate", "forget_gate"):
         np.testing.assert_array_equal(memory[name]["kernel"], 0)
     np.testing.assert_array_equal(memory["input_gate"]["bias"], -10)
     np.testing.assert_array_equal(memory["forget_gate"]["bias"], [[3, 6]] * 3)
-    assert not np.array_equal(*layers["0_swa"]["mixer"]["query"]["kernel"][:2])
+    assert not np.array_equal(
+        *layers["0_swa"]["mixer"]["branches"]["query"]["kernel"][:2]
+    )
 
 
 def test_an_unknown_token_gives_nan_and_not_another_token(make_tiny):

@@ -122,7 +122,7 @@ def test_a_window_of_one_token_keeps_no_more_than_a_step(make_tiny):
     tiny = make_tiny("swa")
     tokens_BT, _ = tokens_and_segments()
     state = tiny.model.init_state(2, window=1, context=0)
-    assert state.layers["0_swa"].k_BLKH.shape == (3, 2, NEW_TOKENS, 2, 8)
+    assert state.layers["0_swa"].mixer.k_BLKH.shape == (3, 2, NEW_TOKENS, 2, 8)
     run = jax.jit(tiny.model.apply, static_argnames="window")
     logits_BTV, state = run(tiny.params, tokens_BT[:, :1], window=1, state=state)
     one_BTV, _ = run(tiny.params, tokens_BT[:, :1], window=1)
@@ -136,7 +136,7 @@ def test_the_state_keeps_its_shapes_and_its_size_is_the_window(make_tiny):
     for name, kept in {"0_swa": 5, "1_attention": 11}.items():
         slots = kept + NEW_TOKENS
         ring = (1, 3, slots, 2, 8)
-        assert shapes[name] == (ring, ring, (1, 3, slots), (1, 3))
+        assert shapes[name].mixer == (ring, ring, (1, 3, slots), (1, 3))
     for length in (1, 30):
         tokens_BT = jax.ShapeDtypeStruct((3, length), jnp.int32)
         _, after = jax.eval_shape(

@@ -71,5 +71,16 @@ def test_a_preset_survives_json(name):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(ValueError, match=r"swax-2b.*transformer.*1\.4b"):
+    with pytest.raises(ValueError, match=r"swax-2b.*1\.4b.*transformer"):
         preset("swax-2b")
+
+
+def test_a_name_may_give_the_layers():
+    model = preset("swa,short_swa+gla-160m")
+    assert model.pattern == ("swa", "short_swa+gla")
+    alike = dataclasses.replace(model, pattern=("swa", "mlstm"))
+    assert alike == preset("swax-160m")
+    with pytest.raises(ValueError, match=r"layer kinds are .* got 'short_swa\+glue'"):
+        preset("short_swa+glue-160m")
+    with pytest.raises(ValueError, match="not whole periods"):
+        preset("swa,swa,gla-nano")

@@ -45,7 +45,7 @@ def toy_model(_config: ModelConfig = MODEL, /) -> Model:
             "periods": {
                 "0_swa": {
                     "mixer": {
-                        "value": {"kernel": jax.random.normal(keys[1], (2, 16, 16))}
+                        "out": {"kernel": jax.random.normal(keys[1], (2, 16, 16))}
                     },
                     "mixer_norm": {"scale": jnp.ones((2, 16))},
                 }
@@ -66,7 +66,7 @@ def toy_model(_config: ModelConfig = MODEL, /) -> Model:
         weight_BTS = weight_BTS / jnp.sum(weight_BTS, axis=-1, keepdims=True)
         layer = params["periods"]["0_swa"]
         for period in range(2):
-            v_BSD = x_BTD @ layer["mixer"]["value"]["kernel"][period]
+            v_BSD = x_BTD @ layer["mixer"]["out"]["kernel"][period]
             mean_BTD = jnp.tanh(jnp.einsum("bts,bsd->btd", weight_BTS, v_BSD))
             x_BTD = x_BTD + mean_BTD * layer["mixer_norm"]["scale"][period][None, None]
         return x_BTD @ params["head"]["kernel"], state

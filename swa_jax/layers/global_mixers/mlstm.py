@@ -1,4 +1,4 @@
-"""The mLSTM layer: projections, soft-capped gates, matrix memory, head norm, gate."""
+"""The mLSTM: soft-capped gates, matrix memory, head norm, output gate."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels.mlstm import MLSTMState, mlstm
-from swa_jax.layers.initialization import input_std, residual_std
+from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.linear import Linear
 from swa_jax.layers.normalization import HeadNorm
 from swa_jax.layers.soft_cap import soft_cap
@@ -18,10 +18,12 @@ FORGET_GATE_BIAS = (3.0, 6.0)  # over the heads, from the first to the last
 
 
 class MLSTM(nnx.Module):
-    """y = W_out (headnorm(h) * sigmoid(W_o x)), h what the queries read of the memory.
+    """y = headnorm(h) * sigmoid(gate), h what the queries read of the memory.
 
     Source: Beck et al. 2025, "xLSTM 7B", arXiv:2503.13427.
     """
+
+    activation = False
 
     def __init__(
         self,
@@ -32,39 +34,28 @@ class MLSTM(nnx.Module):
         value_width: int,
         gate: Literal["exp", "sigmoid"],
         gate_softcap: float,
-        layers: int,
-        dtype: jax.typing.DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """`key_width`, `value_width`: of one head; `layers`: depth of the model."""
-
-        def reading(outputs: int, std: float, dtype=dtype, bias=None) -> Linear:
-            return Linear(width, outputs, std=std, dtype=dtype, rngs=rngs, bias=bias)
-
-        self.query = reading(heads * key_width, input_std(width))
-        self.key = reading(heads * key_width, input_std(width))
-        self.value = reading(heads * value_width, input_std(width))
-        self.output_gate = reading(heads * value_width, 0.0)
-        self.input_gate = reading(
-            heads, 0.0, jnp.float32, np.full((heads,), INPUT_GATE_BIAS)
+        """`key_width`, `value_width`: of one head."""
+        self.branches = four_branches(
+            width, keys=heads * key_width, values=heads * value_width, gate_std=0.0
         )
-        self.forget_gate = reading(
-            heads, 0.0, jnp.float32, np.linspace(*FORGET_GATE_BIAS, heads)
-        )
+        self.output_width = heads * value_width
+
+        def per_head(bias: np.ndarray) -> Linear:
+            options = {"std": 0.0, "dtype": jnp.float32, "rngs": rngs}
+            return Linear(width, heads, bias=bias, **options)
+
+        self.input_gate = per_head(np.full((heads,), INPUT_GATE_BIAS))
+        self.forget_gate = per_head(np.linspace(*FORGET_GATE_BIAS, heads))
         self.head_norm = HeadNorm(heads, value_width)
-        self.out = Linear(
-            heads * value_width,
-            width,
-            std=residual_std(width, layers),
-            dtype=dtype,
-            rngs=rngs,
-        )
         self.heads = heads
         self.gate: Literal["exp", "sigmoid"] = gate
         self.gate_softcap = gate_softcap
 
     def __call__(
         self,
+        branches: dict[str, jax.Array],
         x_BTD: jax.Array,
         /,
         *,
@@ -73,26 +64,19 @@ class MLSTM(nnx.Module):
         segment_ids_BT: jax.Array | None,
         state: MLSTMState | None,
     ) -> tuple[jax.Array, MLSTMState | None]:
-        """Returns y_BTD and the memory after the last token.
-
-        The memory has neither positions nor a window: both are there because every
-        mixer is called in the same way.
-        """
+        """Returns y_BTM in float32 and the memory after the last token."""
         del positions_BT, window
         h_BTNP, new_state = mlstm(
-            self._heads(self.query(x_BTD)),
-            self._heads(self.key(x_BTD)),
-            self._heads(self.value(x_BTD)),
+            heads_of(branches["query"], self.heads),
+            heads_of(branches["key"], self.heads),
+            heads_of(branches["value"], self.heads),
             soft_cap(self.input_gate(x_BTD), cap=self.gate_softcap),
             soft_cap(self.forget_gate(x_BTD), cap=self.gate_softcap),
             state=state,
             segment_ids=segment_ids_BT,
             gate=self.gate,
+            wide=True,
         )
-        open_BTM = jax.nn.sigmoid(self.output_gate(x_BTD).astype(jnp.float32))
+        open_BTM = jax.nn.sigmoid(branches["gate"].astype(jnp.float32))
         h_BTM = self.head_norm(h_BTNP).reshape(open_BTM.shape)
-        y_BTD = self.out(h_BTM * open_BTM)
-        return y_BTD, None if state is None else new_state
-
-    def _heads(self, x_BTM: jax.Array) -> jax.Array:
-        return x_BTM.reshape(*x_BTM.shape[:2], self.heads, -1)
+        return h_BTM * open_BTM, None if state is None else new_state
