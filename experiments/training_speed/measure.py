@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.kernel_speed.gpu.clocks import reason
 from swa_jax.models.presets import preset
+from swa_jax.training.step import TrainState
 
 from .rows import OURS, THEIRS, Row, flops_per_token
 from .trainers import Batch, Trainer, make_trainer
@@ -66,18 +67,33 @@ def _block(trainer: Trainer, rows: Sequence[Row], plan: Plan) -> list[Row]:
         window = plan.batch.tokens if row.window is None else row.window
         state, metrics = trainer.step(state, window)  # warms up
         jax.block_until_ready(metrics)
-        start = time.perf_counter()
-        for _ in range(plan.steps):
-            state, metrics = trainer.step(state, window)
-        jax.block_until_ready((state, metrics))
-        seconds = (time.perf_counter() - start) / plan.steps
-        loss = float(metrics.loss)
-        if not np.isfinite(loss):
-            raise FloatingPointError("the loss is not finite")
+        state, seconds, loss = timed_steps(trainer, state, window, steps=plan.steps)
         timed.append(
             dataclasses.replace(row, seconds=[*row.seconds, seconds], loss=loss)
         )
     return timed
+
+
+def timed_steps(
+    trainer: Trainer, state: TrainState, window: int, /, *, steps: int
+) -> tuple[TrainState, float, float]:
+    """Returns the state after some steps, seconds a step, and the last one's loss.
+
+    One or more, started without waiting for each other; the state that goes in is gone.
+
+    Raises:
+      FloatingPointError: the loss is not finite.
+    """
+    start = time.perf_counter()
+    state, metrics = trainer.step(state, window)
+    for _ in range(steps - 1):
+        state, metrics = trainer.step(state, window)
+    jax.block_until_ready((state, metrics))
+    seconds = (time.perf_counter() - start) / steps
+    loss = float(metrics.loss)
+    if not np.isfinite(loss):
+        raise FloatingPointError("the loss is not finite")
+    return state, seconds, loss
 
 
 def _empty(name: str, window: int | None, plan: Plan, trainer: Trainer) -> Row:

@@ -10,7 +10,7 @@ import numpy as np
 
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.language_model import Model, language_model
-from swa_jax.training.config import MeshConfig, recipe
+from swa_jax.training.config import MeshConfig, RunConfig, recipe
 from swa_jax.training.optimizer import Optimizer, make_optimizer
 from swa_jax.training.sharding import (
     abstract_state,
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What it takes to train a model of a preset.
+    """What it takes to train a model.
 
     `kernels` are the names of the calls that leave XLA; `bytes` is what the step holds
     at most: state, batch, results and everything between.
@@ -64,9 +64,19 @@ def make_trainer(preset: str, batch: Batch, device: Any, /, *, seed: int) -> Tra
     Raises:
       ValueError: no such preset, or rows that are no multiple of the accumulation.
     """
+    return compile_trainer(recipe(preset), batch, device, seed=seed)
+
+
+def compile_trainer(
+    run: RunConfig, batch: Batch, device: Any, /, *, seed: int
+) -> Trainer:
+    """Returns the compiled training step of a run's model and optimizer.
+
+    Raises:
+      ValueError: rows that are no multiple of the accumulation.
+    """
     if batch.rows % batch.accumulation:
         raise ValueError(f"rows must be a multiple of accumulation; got {batch}.")
-    run = recipe(preset)
     model = one_document_a_row(language_model(run.model))
     optimizer = make_optimizer(run.optimizer, steps=run.steps)
     mesh = make_mesh(MeshConfig(data=1), devices=[device])

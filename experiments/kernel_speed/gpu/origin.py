@@ -29,11 +29,18 @@ SHARED = ("commit", "source", "device", "seed", *PACKAGES)
 
 
 def origin(
-    device: Any, /, *, arguments: Sequence[str], seed: int, commit: str | None
+    device: Any,
+    /,
+    *,
+    arguments: Sequence[str],
+    seed: int,
+    commit: str | None,
+    sources: Sequence[str] = SOURCES,
 ) -> dict[str, Any]:
     """Returns provenance, with driver, CUDA and a digest of the source.
 
-    `commit` is what to record where git does not say; the digest holds without either.
+    `commit` is what to record where git does not say; the digest, of the folders
+    `sources`, holds without either.
     """
     found = provenance(
         device_kind=device.device_kind,
@@ -42,16 +49,16 @@ def origin(
         packages=PACKAGES,
     )
     found["commit"] = found["commit"] or commit
-    found["source"] = source_digest()
+    found["source"] = source_digest(sources=sources)
     found["cuda"] = " ".join(device.client.platform_version.split())
     found["driver"] = _driver()
     return found
 
 
-def source_digest(root: Path = ROOT, /) -> str:
-    """Returns 12 hexadecimal digits that change with the kernels and this program."""
+def source_digest(root: Path = ROOT, /, *, sources: Sequence[str] = SOURCES) -> str:
+    """Returns 12 hexadecimal digits that change with the files of the folders."""
     digest = hashlib.sha256()
-    for folder in SOURCES:
+    for folder in sources:
         paths = [*(root / folder).rglob("*.py"), *(root / folder).rglob("tiles.json")]
         for path in sorted(paths):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0")

@@ -173,13 +173,20 @@ def rope_program(width: int, part: Part, /) -> Callable[..., Any]:
 def compile_all(
     programs: Mapping[Key, Callable[..., Any]], arguments: tuple, /
 ) -> dict[Key, Any]:
-    """Returns each program compiled for the arguments, or the Refusal that it met.
+    """Returns each program compiled for the arguments, or the Refusal that it met."""
+    return compile_each({key: (run, arguments) for key, run in programs.items()})
+
+
+def compile_each(
+    programs: Mapping[Key, tuple[Callable[..., Any], tuple]], /
+) -> dict[Key, Any]:
+    """Returns each program compiled for its arguments, or the Refusal that it met.
 
     Tracing takes turns; XLA's compiling, which is nearly all of the time, does not.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         compiling = {}
-        for key, program in programs.items():
+        for key, (program, arguments) in programs.items():
             try:
                 lowered = jax.jit(program).lower(*arguments)
                 compiling[key] = threads.submit(lowered.compile)

@@ -1,0 +1,1 @@
+"""What does each local and global mixer cost? README.md has the method."""
