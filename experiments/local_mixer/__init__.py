@@ -1,0 +1,1 @@
+"""Does attention over a short window beat the short convolution? README.md tells."""
