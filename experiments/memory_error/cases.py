@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.mlstm import mlstm
-from swa_jax.layers.mlstm import FORGET_GATE_BIAS
+from swa_jax.layers.global_mixers.mlstm import FORGET_GATE_BIAS
 from swa_jax.layers.soft_cap import soft_cap
 
 BEFORE = 256  # tokens, whose memory is the one before the first token

@@ -80,11 +80,11 @@ def _outputs(inputs, weights_BTNP, *, implementation):
 
 
 def _read(inputs, *, implementation):
-    """Returns h_BTNP and the last state."""
+    """Returns h_BTNP, wide as the layer takes it, and the last state."""
     *tokens, c_BNHP, n_BNH, m_BN = inputs
     segment_B = jnp.zeros(m_BN.shape[:1], jnp.int32)
     state = MLSTMState(c_BNHP, n_BNH, m_BN, segment_B)
-    form = partial(mlstm, implementation=implementation)
+    form = partial(mlstm, implementation=implementation, wide=True)
     if implementation == "reference":
         return _in_pieces(form, tokens, state)
     return form(*tokens, state=state)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swa_jax.layers.normalization import HeadNorm
-
 VALUES = ("h", "c", "n", "m")  # the output, and the memory after the last token
 GRADIENTS = ("dq", "dk", "dv", "di", "df", "dc", "dn", "dm")  # the last: memory before
 LOSSES = ("norm", "projection")
+NORM_EPS = 1e-6  # of the layer's head norm
 
 
 class Outputs(NamedTuple):
@@ -21,7 +20,8 @@ class Outputs(NamedTuple):
 
 
 def cotangents(h_BTNP: jax.Array, weights_BTNP: jax.Array, /) -> dict[str, jax.Array]:
-    """Returns the cotangent of h of each loss, in h's dtype.
+    """Returns the cotangent of h of each loss, in h's dtype: rounded where h is narrow,
+    as in a model.
 
     "projection" is sum(w h). "norm" is sum(w y) of the y that the layer makes of each
     head, y = (h - mean(h)) / sqrt(var(h) + eps), which hardly depends on the length of
@@ -37,4 +37,4 @@ def cotangents(h_BTNP: jax.Array, weights_BTNP: jax.Array, /) -> dict[str, jax.A
 def _head_norm(h_BTNP):
     h_BTNP = h_BTNP - jnp.mean(h_BTNP, axis=-1, keepdims=True)
     variance_BTN1 = jnp.mean(h_BTNP * h_BTNP, axis=-1, keepdims=True)
-    return h_BTNP * jax.lax.rsqrt(variance_BTN1 + HeadNorm.EPS)
+    return h_BTNP * jax.lax.rsqrt(variance_BTN1 + NORM_EPS)

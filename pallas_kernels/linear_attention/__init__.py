@@ -95,7 +95,7 @@ def linear_attention(
         normalize=False,
         precise=multiplies_in_full(precision),
     )
-    out_BTNP, memory = dispatch(
+    out, memory = dispatch(
         "linear_attention",
         {
             "triton": lambda: matrix_memory_triton(*arrays, rules=rules, empty=empty),
@@ -104,7 +104,7 @@ def linear_attention(
         },
         implementation=implementation,
     )
-    return out_BTNP, LinearAttentionState(memory.c_BNHP, segment_id_B)
+    return out.h_BTNP, LinearAttentionState(memory.c_BNHP, segment_id_B)
 
 
 def _check(q_BTKH, k_BTKH, v_BTNP, log_decay_BTN, log_write, state):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.checks import accumulation_dtype
+from pallas_kernels.matrix_memory.division import Read, divided
 from pallas_kernels.matrix_memory.gates import (
     Gates,
     chunk_gates,
@@ -29,8 +30,8 @@ def matrix_memory_chunked(
     /,
     *,
     rules: Rules,
-) -> tuple[jax.Array, Memory]:
-    """Returns h_BTNP and the memory after the last token; reference.py defines both.
+) -> tuple[Read, Memory]:
+    """Returns h and the memory after the last token; reference.py defines both.
 
     Source: Beck et al. 2025, arXiv:2503.14376, sections 2 and 3.
     """
@@ -41,19 +42,22 @@ def matrix_memory_chunked(
     def body(memory, inputs):
         *tokens, piece = inputs
         q, k, v = (_chunks(x_BTNH, chunk) for x_BTNH in tokens)
-        memory, h_JBNCP = _group(memory, q, k, v, piece, rules=rules)
-        h_BJCNP = h_JBNCP.transpose(1, 0, 3, 2, 4)
-        return memory, h_BJCNP.reshape(h_BJCNP.shape[0], -1, *h_BJCNP.shape[3:])
+        memory, read_JBNC = _group(memory, q, k, v, piece, rules=rules)
+        return memory, jax.tree.map(_tokens, read_JBNC)
 
     if chunk * group < T:  # a single group is kept, not computed again
         body = jax.checkpoint(body, prevent_cse=False)
     q_BTNH, k_BTNH = (per_head(x_BTKH, N) for x_BTKH in (q_BTKH, k_BTKH))
     tokens = (_groups(x, chunk * group) for x in (q_BTNH, k_BTNH, v_BTNP))
     carry = (start.c_BNHP, start.n_BNH)
-    (c_BNHP, n_BNH), h_LBTNP = jax.lax.scan(body, carry, (*tokens, pieces))
-    h_BLTNP = jnp.moveaxis(h_LBTNP, 0, 1)
-    h_BTNP = h_BLTNP.reshape(h_BLTNP.shape[0], -1, *h_BLTNP.shape[3:])
-    return h_BTNP[:, :T], finished(Memory(c_BNHP, n_BNH, None), m_BNT)
+    (c_BNHP, n_BNH), read_LBT = jax.lax.scan(body, carry, (*tokens, pieces))
+
+    def whole(x_LBTN):
+        x_BLTN = jnp.moveaxis(x_LBTN, 0, 1)
+        return x_BLTN.reshape(x_BLTN.shape[0], -1, *x_BLTN.shape[3:])[:, :T]
+
+    read = Read(*jax.tree.map(whole, read_LBT))
+    return read, finished(Memory(c_BNHP, n_BNH, None), m_BNT)
 
 
 def _sizes(length):
@@ -111,8 +115,14 @@ def _chunks(x_BTNH, chunk):
     return x_BJCNH.transpose(1, 0, 3, 2, 4)
 
 
+def _tokens(x_JBNC):
+    """Returns x of chunks, with or without columns behind its tokens, as BTN."""
+    x_BJCN = jnp.moveaxis(x_JBNC.swapaxes(2, 3), 0, 1)
+    return x_BJCN.reshape(x_BJCN.shape[0], -1, *x_BJCN.shape[3:])
+
+
 def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, piece, *, rules):
-    """Returns C and n after a group of chunks and their outputs h_JBNCP.
+    """Returns C and n after a group of chunks, and the two factors of their h_JBNCP.
 
     The chunks of a group share every matmul; only the decay of the memory from chunk to
     chunk is sequential.
@@ -134,14 +144,15 @@ def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, piece, *, rules):
     q_old_JBNCH = q_JBNCH.astype(dtype) * old_JBNC1
     h_JBNCP = _dot(scores_JBNCC, v_JBNCP)
     h_JBNCP += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHP)
+    one_JBNC = None
     if rules.normalize:
         divisor_JBNC = jnp.sum(scores_JBNCC, axis=-1)
         divisor_JBNC += jnp.einsum(
             "jbnch,jbnh->jbnc", q_old_JBNCH, n_JBNH, precision="highest"
         )
         divisor_JBNC = jnp.maximum(jnp.abs(divisor_JBNC), piece.floor_JBNC)
-        h_JBNCP /= (divisor_JBNC + piece.eps_JBNC)[..., None]
-    return last, h_JBNCP.astype(q_JBNCH.dtype)
+        h_JBNCP, one_JBNC = divided(h_JBNCP, divisor_JBNC + piece.eps_JBNC)
+    return last, (h_JBNCP.astype(q_JBNCH.dtype), one_JBNC)
 
 
 def _within(gates, runs_JB1C):

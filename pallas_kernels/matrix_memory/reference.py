@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.checks import accumulation_dtype
+from pallas_kernels.matrix_memory.division import Read, divided
 from pallas_kernels.matrix_memory.memory import EMPTY, Memory, Rules, Writes
 
 
@@ -18,8 +19,8 @@ def matrix_memory_reference(
     /,
     *,
     rules: Rules,
-) -> tuple[jax.Array, Memory]:
-    """Returns h_BTNP and the last memory of the recurrence, per head
+) -> tuple[Read, Memory]:
+    """Returns h, in two factors, and the last memory of the recurrence, per head
 
     m_t = max(log f_t + m_{t-1}, log i_t)            (0 where not `stabilise`)
     C_t = exp(log f_t + m_{t-1} - m_t) C_{t-1} + exp(log i_t - m_t) k_t v_t^T
@@ -38,12 +39,13 @@ def matrix_memory_reference(
     q_BTNH, k_BTNH = (jnp.repeat(x, group, axis=2) for x in (q_BTKH, k_BTKH))
     tokens = (q_BTNH, k_BTNH, v_BTNP, writes.log_i_BTN, writes.log_f_BTN)
     tokens_TB = [jnp.moveaxis(a, 1, 0).astype(dtype) for a in tokens]
-    memory, h_TBNP = jax.lax.scan(
+    memory, read_TB = jax.lax.scan(
         partial(_step, rules=rules),
         memory,
         (*tokens_TB, jnp.moveaxis(resets_BT, 1, 0)),
     )
-    return jnp.moveaxis(h_TBNP, 0, 1).astype(q_BTKH.dtype), memory
+    read = Read(*jax.tree.map(lambda x_TB: jnp.moveaxis(x_TB, 0, 1), read_TB))
+    return read._replace(h_BTNP=read.h_BTNP.astype(q_BTKH.dtype)), memory
 
 
 def _step(memory, token, *, rules):
@@ -58,6 +60,7 @@ def _step(memory, token, *, rules):
     outer_BNHP = written_BNH[..., :, None] * v_BNP[..., None, :]
     c_BNHP = decay_BN[..., None, None] * c_BNHP + outer_BNHP
     q_BNH = q_BNH * rules.scale
+    one_BN = None
     h_BNP = jnp.einsum("bnhp,bnh->bnp", c_BNHP, q_BNH, precision="highest")
     if n_BNH is not None:
         n_BNH = decay_BN[..., None] * n_BNH + written_BNH
@@ -65,8 +68,8 @@ def _step(memory, token, *, rules):
         dot_BN = jnp.einsum("bnh,bnh->bn", n_BNH, q_BNH, precision="highest")
         floor_BN = jnp.exp(-m_BN) if rules.stabilise else jnp.ones_like(dot_BN)
         divisor_BN = jnp.maximum(jnp.abs(dot_BN), floor_BN) + rules.eps
-        h_BNP = h_BNP / divisor_BN[..., None]
-    return Memory(c_BNHP, n_BNH, m_BN), h_BNP
+        h_BNP, one_BN = divided(h_BNP, divisor_BN, m_BN)
+    return Memory(c_BNHP, n_BNH, m_BN), (h_BNP, one_BN)
 
 
 def emptied(memory: Memory, reset_B: jax.Array, /) -> Memory:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import backend
 from pallas_kernels.inspect.case import Case
 from pallas_kernels.matrix_memory.blocks import WIDEST_FLOAT32
+from pallas_kernels.matrix_memory.division import joined
 from pallas_kernels.matrix_memory.memory import Memory, Rules, Writes
 from pallas_kernels.matrix_memory.shipped_step import decodings, step, step_shapes
 from pallas_kernels.matrix_memory.tiles import WIDTHS, Tiles, tiles_for
@@ -89,7 +90,7 @@ def gradients(configuration: Configuration, /) -> Callable[..., Any]:
 
     def function(q_BTKH, k_BTKH, v_BTNP, writes, memory, dh_BTNP, dmemory):
         def read(q_BTKH, k_BTKH, v_BTNP, log_i_BTN, log_f_BTN, memory):
-            return matrix_memory_triton(
+            h, memory = matrix_memory_triton(
                 q_BTKH,
                 k_BTKH,
                 v_BTNP,
@@ -99,6 +100,7 @@ def gradients(configuration: Configuration, /) -> Callable[..., Any]:
                 empty=not configuration.full,
                 tiles=tiles(configuration),
             )
+            return joined(h), memory
 
         arrays = (q_BTKH, k_BTKH, v_BTNP, *writes[:2], memory)
         found, pullback = jax.vjp(read, *arrays)

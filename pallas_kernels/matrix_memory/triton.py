@@ -5,6 +5,7 @@ gates.py and scale.py). The forward pass is one kernel where heads and rows fill
 GPU: the state stays on chip. Else the row is split, and a kernel that does nothing else
 writes the states at the splits. The backward pass computes the states before every
 chunk again, then their cotangents in reverse, then the gradients of all chunks at once.
+It needs no output: kept for it are the inputs, and a number per token and head.
 """
 
 from functools import partial
@@ -16,8 +17,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.experimental import pallas as pl
 
 from pallas_kernels import backend
+from pallas_kernels.mapped import mapped_alike
 from pallas_kernels.matrix_memory.blocks import Sizes, Tokens, Weights, refuse
 from pallas_kernels.matrix_memory.chunked import matrix_memory_chunked
+from pallas_kernels.matrix_memory.division import Read
 from pallas_kernels.matrix_memory.gates import (
     Gates,
     chunk_gates,
@@ -66,8 +69,8 @@ def matrix_memory_triton(
     rules: Rules,
     empty: bool = False,
     tiles: Tiles | None = None,
-) -> tuple[jax.Array, Memory]:
-    """Returns h_BTNP and the memory after the last token; reference.py defines both.
+) -> tuple[Read, Memory]:
+    """Returns h and the memory after the last token; reference.py defines both.
 
     `empty` says that `memory` is known to be, and need not be read. `tiles` None reads
     them from the table of tiles.py. Up to 16 tokens without gradients are a step of
@@ -85,7 +88,7 @@ def matrix_memory_triton(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _few(tokens: Tokens, writes, memory, rules):
-    """Returns h_BTNP and the memory after a few tokens, by the kernel of a step."""
+    """Returns h and the memory after a few tokens, by the kernel of a step."""
     return matrix_memory_step(*tokens, writes, memory, rules=rules)
 
 
@@ -95,7 +98,8 @@ def _few_forward(tokens, writes, memory, rules):
 
     def found(tokens: Tokens, gates, memory):
         writes_ = Writes(gates[0], gates[1], writes.resets_BT)
-        return matrix_memory_chunked(*tokens, writes_, memory, rules=rules)
+        found = matrix_memory_chunked(*tokens, writes_, memory, rules=rules)
+        return mapped_alike(found, found[0].h_BTNP)
 
     return jax.vjp(found, tokens, writes[:2], memory)
 
@@ -110,7 +114,7 @@ _few.defvjp(_few_forward, _few_backward)
 
 
 def _chunks(tokens: Tokens, writes, memory, /, *, rules, empty, tiles):
-    """Returns h_BTNP and the memory after the last token, by the kernels of chunks."""
+    """Returns h and the memory after the last token, by the kernels of chunks."""
     dtype = tokens.q_BTKH.dtype
     if dtype == jnp.float16:  # whose range is too small for states
         tokens = Tokens(*(x.astype(jnp.float32) for x in tokens))
@@ -143,18 +147,19 @@ def _chunks(tokens: Tokens, writes, memory, /, *, rules, empty, tiles):
         resets_BT=writes.resets_BT,
     )
     found: Any = _read(backend.alike(inputs), sizes, tiles, keeps_sums)
-    h_BTNP, c_BNHP, n_BNH = found
-    return h_BTNP.astype(dtype), finished(Memory(c_BNHP, n_BNH, None), m_BNT)
+    (h_BTNP, one_BTN), c_BNHP, n_BNH = found
+    h = Read(h_BTNP.astype(dtype), one_BTN)
+    return h, finished(Memory(c_BNHP, n_BNH, None), m_BNT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _read(inputs, sizes, tiles, keeps_sums):
-    """Returns h_BTNP, and C and n after the last token."""
+    """Returns h, and C and n after the last token."""
     return _forward(inputs, sizes, tiles, keeps_sums)[0]
 
 
 def _forward(inputs, sizes, tiles, keeps_sums):
-    """Returns (h_BTNP, C, n) and scale n_t . q_t of each token.
+    """Returns (h, C, n) and scale n_t . q_t of each token.
 
     Where the state stays on chip, the last one is a call of its own, which the compiler
     drops where nobody asks for it.
@@ -189,26 +194,30 @@ def _forward(inputs, sizes, tiles, keeps_sums):
         chunk=tiles.chunk,
         span=span,
     )
-    return (h_BTNP, walked.last_c_BNHP, walked.last_n_BNH), product_BNT
+    one_BTN = None
+    if sizes.rules.normalize:
+        one_BTN = jnp.ones((sizes.B, sizes.T, sizes.N), jnp.float32)
+    found = Read(h_BTNP, one_BTN), walked.last_c_BNHP, walked.last_n_BNH
+    return mapped_alike(found, h_BTNP), product_BNT
 
 
 def _read_forward(inputs, sizes, tiles, keeps_sums):
     inputs = jax.tree.map(lambda primal: primal.value, inputs)
     found, product_BNT = _forward(inputs, sizes, tiles, keeps_sums)
-    return found, (inputs, found[0], product_BNT)
+    return found, (inputs, product_BNT)
 
 
 def _read_backward(sizes, tiles, keeps_sums, residuals, cotangents):
     """Returns the cotangents of the inputs, None for constants."""
-    inputs, h_BTNP, product_BNT = residuals
-    dh_BTNP, dc_BNHP, dn_BNH = (
-        None if isinstance(x, SymbolicZero) else x for x in cotangents
+    inputs, product_BNT = residuals
+    (dh_BTNP, done_BTN), dc_BNHP, dn_BNH = jax.tree.map(
+        lambda x: None if isinstance(x, SymbolicZero) else x, cotangents
     )
     if dh_BTNP is None:
-        dh_BTNP = jnp.zeros_like(h_BTNP)
+        dh_BTNP = jnp.zeros_like(inputs.tokens.v_BTNP)
     chunk = tiles.gradient_chunk
     weights, pull_gates = _weights(inputs, chunk)
-    tangents, deps_BNT = _tangents(inputs, h_BTNP, product_BNT, dh_BTNP, sizes.rules)
+    tangents, deps_BNT = _tangents(inputs, product_BNT, dh_BTNP, done_BTN)
     sums = sizes.rules.normalize or dn_BNH is not None
     walk = _memory_walk(inputs, weights, sums)
     walks = partial(states, chunk=chunk, span=1)
@@ -307,20 +316,21 @@ def _cotangent_walk(inputs, weights, tangents, rules, sums):
     return Walk(*written, keep_BNJ=weights.keep_BNJ, c_BNHP=None, n_BNH=None)
 
 
-def _tangents(inputs, h_BTNP, product_BNT, dh_BTNP, rules):
+def _tangents(inputs, product_BNT, dh_BTNP, done_BTN):
     """Returns the Tangents of all tokens, and the cotangent of eps."""
-    if not rules.normalize:
+    if product_BNT is None:
         return Tangents(dh_BTNP, None, None), None
 
     def divided_by(product_BNT, eps_BNT):
         return jnp.maximum(jnp.abs(product_BNT), inputs.floor_BNT) + eps_BNT
 
     divisor_BNT, pull = jax.vjp(divided_by, product_BNT, inputs.eps_BNT)
-    wide = (x_BTNP.astype(jnp.float32) for x_BTNP in (h_BTNP, dh_BTNP))
-    along_BTN = -jnp.einsum("btnp,btnp->btn", *wide, precision="highest")
-    padding = (0, divisor_BNT.shape[2] - along_BTN.shape[1])
-    along_BNT = jnp.pad(along_BTN.swapaxes(1, 2), ((0, 0), (0, 0), padding))
-    dproduct_BNT, deps_BNT = pull(along_BNT / divisor_BNT)
+    ddivisor_BNT = jnp.zeros_like(divisor_BNT)
+    if done_BTN is not None:
+        padding = (0, divisor_BNT.shape[2] - done_BTN.shape[1])
+        done_BNT = jnp.pad(done_BTN.swapaxes(1, 2), ((0, 0), (0, 0), padding))
+        ddivisor_BNT = -done_BNT / divisor_BNT  # of one, which is divisor / divisor
+    dproduct_BNT, deps_BNT = pull(ddivisor_BNT)
     return Tangents(dh_BTNP, 1 / divisor_BNT, dproduct_BNT), deps_BNT
 
 

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels import backend
 from pallas_kernels.matrix_memory import blocks
 from pallas_kernels.matrix_memory.blocks import Columns, Sizes
+from pallas_kernels.matrix_memory.division import Read
 from pallas_kernels.matrix_memory.memory import (
     EMPTY,
     LARGEST_EXPONENT,
@@ -59,9 +60,9 @@ def matrix_memory_step(
     /,
     *,
     rules: Rules,
-) -> tuple[jax.Array, Memory]:
-    """Returns h_BTNP and the memory after the last of up to 16 tokens; reference.py
-    defines both. Values only: it has no derivative.
+) -> tuple[Read, Memory]:
+    """Returns h and the memory after the last of up to 16 tokens; reference.py defines
+    both. Values only: it has no derivative.
 
     C is updated in place where it is donated or carried by a scan.
 
@@ -90,7 +91,9 @@ def matrix_memory_step(
         name="matrix_memory_step",
         aliases={0: 1},  # C alone: the programs of a head all read its n and m
     )
-    return h_BTNP, jax.tree.unflatten(jax.tree.structure(memory), leaves)
+    one_BTN = jnp.ones((B, T, N), jnp.float32) if rules.normalize else None
+    h = Read(*backend.alike((h_BTNP, one_BTN)))
+    return h, jax.tree.unflatten(jax.tree.structure(memory), leaves)
 
 
 def _refuse(sizes, dtype, memory):

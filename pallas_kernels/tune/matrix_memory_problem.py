@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.matrix_memory import chunked, triton
+from pallas_kernels.matrix_memory.division import Read, joined
 from pallas_kernels.matrix_memory.memory import Memory, Rules, Writes
 from pallas_kernels.matrix_memory.tiles import Key, Tiles
 from pallas_kernels.tune.problem import Call, Right, rotating, wide
@@ -179,7 +180,7 @@ def _right(sets: Iterable[Arrays], *, shapes: tuple[Shape, ...]):
 
 
 def _outputs(
-    run: Callable[..., tuple[jax.Array, Memory]], arrays: Arrays, shape: Shape
+    run: Callable[..., tuple[Read, Memory]], arrays: Arrays, shape: Shape
 ) -> tuple[dict[str, jax.Array], Callable[..., Any]]:
     """Returns h, and the last memory too where the shape is `full`, and the pullback.
 
@@ -189,8 +190,8 @@ def _outputs(
     def read(q_BTKH, k_BTKH, v_BTNP, log_i_BTN, log_f_BTN, memory=arrays.memory):
         writes = Writes(log_i_BTN, log_f_BTN, arrays.resets_BT)
         tokens = (q_BTKH, k_BTKH, v_BTNP)
-        h_BTNP, memory = run(*tokens, writes, memory, rules=shape.rules)
-        return {"h": h_BTNP} | (_named(memory, "{}") if shape.full else {})
+        read, memory = run(*tokens, writes, memory, rules=shape.rules)
+        return {"h": joined(read)} | (_named(memory, "{}") if shape.full else {})
 
     return jax.vjp(read, *arrays[: 6 if shape.full else 5])
 

@@ -71,6 +71,18 @@ def test_our_forms_are_near_in_float32_and_not_exact(form, truth):
     assert 1e-9 < largest(found) < 1e-3
 
 
+@pytest.mark.parametrize("form", ["chunked", "reference"])
+def test_our_forms_hand_over_a_wide_output(form):
+    from experiments.memory_error import ours
+
+    inputs, weights = draw(dataclasses.replace(CASE, dtype="bfloat16"))
+    h, _ = jax.eval_shape(lambda *a: ours._read(*a, implementation=form), inputs)
+    assert h.dtype == jnp.float32
+    assert {x.dtype for x in cotangents(inputs.v_BTNP, weights).values()} == {
+        jnp.dtype("bfloat16")
+    }
+
+
 def test_the_recurrence_in_pieces_is_the_recurrence(truth, monkeypatch):
     from experiments.memory_error import ours
 

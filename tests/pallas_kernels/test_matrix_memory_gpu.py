@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.matrix_memory.division import joined
 from pallas_kernels.matrix_memory.memory import EMPTY, Memory, Writes
 from pallas_kernels.matrix_memory.reference import matrix_memory_reference
 from pallas_kernels.matrix_memory.shipped import configurations, gradients, rules
@@ -56,9 +57,10 @@ def reference(configuration, arguments):
         @jax.jit
         def read(q, k, v, log_i, log_f, memory):
             writes_ = Writes(log_i, log_f, writes.resets_BT)
-            return matrix_memory_reference(
+            h, memory = matrix_memory_reference(
                 q, k, v, writes_, memory, rules=rules(configuration)
             )
+            return joined(h), memory
 
         found, pullback = jax.vjp(read, q, k, v, *writes[:2], memory)
         return found, pullback((dh, dmemory))

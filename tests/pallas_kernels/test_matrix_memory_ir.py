@@ -9,6 +9,7 @@ import pytest
 from pallas_kernels.inspect.accesses import ACCESSES
 from pallas_kernels.inspect.triton_ir import operations, parse
 from pallas_kernels.matrix_memory import blocks
+from pallas_kernels.matrix_memory.division import joined
 from pallas_kernels.matrix_memory.memory import Memory, Rules, Writes
 from pallas_kernels.matrix_memory.shipped import ON_CHIP, WRITTEN
 from pallas_kernels.matrix_memory.tiles import tiles_for
@@ -36,7 +37,8 @@ def gradients_of(programs):
             rules=rules,
             tiles=tiles._replace(programs=programs),
         )
-        return jnp.sum(h.astype(jnp.float32)) + sum(map(jnp.sum, jax.tree.leaves(last)))
+        h = joined(h, jnp.float32)
+        return jnp.sum(h) + sum(map(jnp.sum, jax.tree.leaves(last)))
 
     array = lambda *shape: jnp.ones(shape, jnp.bfloat16)  # noqa: E731
     tokens = array(B, T, K, H), array(B, T, K, H), array(B, T, N, P)

@@ -14,6 +14,7 @@ from pallas_kernels import backend
 from pallas_kernels.inspect.accesses import ACCESSES
 from pallas_kernels.inspect.triton_ir import operations, parse
 from pallas_kernels.matrix_memory.blocks import Sizes
+from pallas_kernels.matrix_memory.division import Read
 from pallas_kernels.matrix_memory.memory import EMPTY, Memory, Rules, Writes
 from pallas_kernels.matrix_memory.reference import matrix_memory_reference
 from pallas_kernels.matrix_memory.shipped_step import decodings, step, step_shapes
@@ -106,10 +107,10 @@ def check_against_the_recurrence(a, form=FORMS[0], /, *, dtype="float32"):
         wide = lambda x: x if x.dtype == bool else x.astype(jnp.float64)  # noqa: E731
         wanted_h, wanted = recurrence(jax.tree.map(wide, a), form)
         h, memory = kernel(a, form)
-        assert h.dtype == dtype
+        assert h.h_BTNP.dtype == dtype
         assert {x.dtype.name for x in jax.tree.leaves(memory)} == {"float32"}
         assert_near(h, wanted_h, dtype=dtype)
-        assert_near(memory, wanted, dtype="float32")
+        assert_near((h.one_BTN, memory), (wanted_h.one_BTN, wanted), dtype="float32")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -154,13 +155,14 @@ def test_two_hundred_steps_are_one_pass():
 
     def one_token(memory, token):
         h, memory = kernel(token._replace(memory=memory))
-        return memory, h[:, 0]
+        return memory, jax.tree.map(lambda x: x[:, 0], h)
 
-    memory, h_TBNP = jax.lax.scan(one_token, a.memory, tokens)
+    memory, h_TB = jax.lax.scan(one_token, a.memory, tokens)
     with jax.enable_x64(True):
         wide = lambda x: x if x.dtype == bool else x.astype(jnp.float64)  # noqa: E731
         wanted = recurrence(jax.tree.map(wide, a))
-    assert_near((h_TBNP.swapaxes(0, 1), memory), wanted, dtype="float32")
+    h = jax.tree.map(lambda x: x.swapaxes(0, 1), h_TB)
+    assert_near((h, memory), wanted, dtype="float32")
 
 
 @pytest.mark.parametrize("form", [FORMS[0], FORMS[3]])
@@ -169,9 +171,9 @@ def test_a_reset_lets_nothing_through(form):
     poison = jax.tree.map(lambda x: x.at[0].set(jnp.nan), a.memory)
     clean_h, clean = kernel(a, form)
     h, memory = kernel(a._replace(memory=poison), form)
-    np.testing.assert_array_equal(h[0, 2:], clean_h[0, 2:])
+    np.testing.assert_array_equal(h.h_BTNP[0, 2:], clean_h.h_BTNP[0, 2:])
     np.testing.assert_array_equal(memory.c_BNHP, clean.c_BNHP)
-    assert np.isnan(h[0, :2]).all()
+    assert np.isnan(h.h_BTNP[0, :2]).all()
 
 
 def test_an_empty_memory_is_a_start():
@@ -224,7 +226,7 @@ def test_rows_and_heads_may_be_sharded():
         in_specs=(
             Arrays(tokens, tokens, tokens, Writes(tokens, tokens, rows), memory),
         ),
-        out_specs=(tokens, memory),
+        out_specs=(Read(tokens, tokens), memory),
         check_vma=False,  # the interpreter does not pass the check
     )
     assert_near(jax.jit(sharded)(a), kernel(a), dtype="float32")
@@ -308,6 +310,7 @@ def test_shipped_steps_have_names_of_their_own_and_are_served():
     with backend.compiling_for("gpu"):
         for decoding in made:
             shapes = step_shapes(decoding)
-            h, memory = jax.eval_shape(step(decoding), *shapes)
+            (h, one), memory = jax.eval_shape(step(decoding), *shapes)
+            assert (one is not None) == decoding.normalize
             assert (h.shape, h.dtype) == (shapes[2].shape, decoding.dtype)
             assert jax.tree.map(jnp.shape, memory) == jax.tree.map(jnp.shape, shapes[4])

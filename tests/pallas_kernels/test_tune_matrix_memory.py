@@ -11,6 +11,7 @@ import pytest
 
 from pallas_kernels import backend
 from pallas_kernels.matrix_memory import chunked
+from pallas_kernels.matrix_memory.division import Read
 from pallas_kernels.matrix_memory.memory import Writes
 from pallas_kernels.matrix_memory.shipped import ON_CHIP, WRITTEN
 from pallas_kernels.matrix_memory.tiles import Key, Tile, Tiles, read_table, write_table
@@ -204,7 +205,7 @@ def test_divisors_are_far_from_their_floor(without_reference, above):
     rules = problem.shapes[0].rules._replace(eps=0.0)
     read = jax.jit(partial(chunked.matrix_memory_chunked, rules=rules))
     memory = memory._replace(c_BNHP=c_BNHP)
-    h_BTNP, _ = read(arrays.q_BTKH, arrays.k_BTKH, ones_BTNP, writes, memory)
+    (h_BTNP, _), _ = read(arrays.q_BTKH, arrays.k_BTKH, ones_BTNP, writes, memory)
     if above:
         np.testing.assert_allclose(h_BTNP, 1.0, rtol=1e-3)
     else:
@@ -238,7 +239,7 @@ def fake_memory(
         h_BTNP *= 1.1
     if tiles is not None:
         h_BTNP = h_BTNP.astype(v_BTNP.dtype)
-    return h_BTNP, jax.tree.map(lambda x: 2 * x, memory)
+    return Read(h_BTNP, None), jax.tree.map(lambda x: 2 * x, memory)
 
 
 @pytest.fixture

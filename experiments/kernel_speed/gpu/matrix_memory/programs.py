@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend
 from pallas_kernels.linear_attention import linear_attention
+from pallas_kernels.matrix_memory.division import joined
 from pallas_kernels.matrix_memory.memory import EMPTY, Memory, Rules, Writes
 from pallas_kernels.matrix_memory.tiles import tiles_for
 from pallas_kernels.matrix_memory.triton import matrix_memory_triton
@@ -96,7 +97,7 @@ def _designed(q_BTNH, k_BTNH, v_BTNP, *gates, form, programs):
     if form == "sigmoid":
         log_i_BTN = jax.nn.log_sigmoid(log_i_BTN)
     tiles = tiles_for(width=H, dtype=q_BTNH.dtype, device_kind=backend.device_kind())
-    h_BTNP, _ = matrix_memory_triton(
+    read, _ = matrix_memory_triton(
         q_BTNH,
         k_BTNH,
         v_BTNP,
@@ -106,7 +107,7 @@ def _designed(q_BTNH, k_BTNH, v_BTNP, *gates, form, programs):
         empty=True,
         tiles=tiles._replace(programs=programs),
     )
-    return h_BTNP
+    return joined(read)
 
 
 def names_of(form: Form, part: Part, /) -> tuple[str, ...]:
