@@ -97,7 +97,9 @@ def test_a_pair_is_causal_trains_decodes_and_keeps_documents_apart(name, draw_pa
 def reach_of(config):
     """Returns how many tokens a token reads, itself included."""
     kind = config.kinds[0]
-    local = {"": 1, "short_swa": SHORT}.get(kind.local or "", config.local.taps)
+    local = 1
+    if kind.local is not None:
+        local = SHORT if kind.local == "short_swa" else config.local.taps
     return (WINDOW if kind.mixer == "swa" else T) + local - 1
 
 

@@ -22,9 +22,14 @@ from pallas_kernels.gated_delta_rule import (
 from pallas_kernels.gated_delta_rule.chunked import CHUNK, GROUP
 from tests.tolerances import assert_near
 
-IMPLEMENTATIONS = ["triton", "chunked", "reference"]
-FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
-FAST = [form for form, _ in FORMS]
+SLOW = (
+    pytest.mark.slow
+)  # interpreted kernels: a quick pass has those of _triton and _ir
+SLOW_TRITON = pytest.param("triton", marks=SLOW)
+IMPLEMENTATIONS = [SLOW_TRITON, "chunked", "reference"]
+# And the widest dtype of each.
+FORMS = [("chunked", "float64"), pytest.param("triton", "float32", marks=SLOW)]
+FAST = ["chunked", SLOW_TRITON]
 LENGTHS = [1, 7, 63, 64, 65, 130]
 CASE = {"T": 65, "K": 2, "G": 2}
 TOKENS = ("q", "k", "v", "decay", "beta")

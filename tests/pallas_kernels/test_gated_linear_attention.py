@@ -22,11 +22,14 @@ from pallas_kernels.gated_linear_attention import (
 from pallas_kernels.linear_attention import linear_attention
 from tests.tolerances import assert_near
 
-IMPLEMENTATIONS = ["triton", "chunked", "reference"]
-FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
-FAST = [form for form, _ in FORMS]
-SLOW = pytest.mark.slow  # of tests that compile interpreted kernels more than once
+SLOW = (
+    pytest.mark.slow
+)  # interpreted kernels: a quick pass has those of _triton and _ir
 SLOW_TRITON = pytest.param("triton", marks=SLOW)
+IMPLEMENTATIONS = [SLOW_TRITON, "chunked", "reference"]
+# And the widest dtype of each.
+FORMS = [("chunked", "float64"), pytest.param("triton", "float32", marks=SLOW)]
+FAST = ["chunked", SLOW_TRITON]
 LENGTHS = [1, 7, 63, 64, 65, 130]
 TOKENS = ("q", "k", "v", "decay")
 
@@ -205,7 +208,7 @@ def test_a_boundary_lets_nothing_through(implementation):
         assert np.all(np.any(state[36:], axis=tuple(range(1, state.ndim))))
 
 
-@pytest.mark.parametrize("implementation", [SLOW_TRITON, "chunked", "reference"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_packed_document_equals_the_document_alone(implementation):
     a = arrays(6, T=150)
     del a["s"]
@@ -219,7 +222,7 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     assert_near(last.s_BNHP, state.s_BNHP, dtype="float32")
 
 
-@pytest.mark.parametrize("implementation", [SLOW_TRITON, "chunked", "reference"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cuts", [(1,), (64,), (3, 4, 130)])
 def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     a = arrays(7, T=150)
@@ -261,7 +264,7 @@ def test_the_initial_state_is_empty():
     jax.tree.map(np.testing.assert_array_equal, found, run(a))
 
 
-@pytest.mark.parametrize("implementation", ["chunked", SLOW_TRITON])
+@pytest.mark.parametrize("implementation", FAST)
 def test_jax_transforms_compose(implementation):
     floats = {n: jnp.asarray(x, "float32") for n, x in arrays(10, T=40).items()}
     ids = jnp.asarray(segments(10, floats))
@@ -285,7 +288,7 @@ def test_jax_transforms_compose(implementation):
         assert_near(found, wanted, dtype="float32")
 
 
-@pytest.mark.parametrize("implementation", ["chunked", SLOW_TRITON])
+@pytest.mark.parametrize("implementation", FAST)
 def test_batch_and_heads_shard(implementation):
     a = {n: jnp.asarray(x, "float32") for n, x in arrays(11, T=40).items()}
     ids = segments(11, a)
