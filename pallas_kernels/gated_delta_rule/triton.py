@@ -23,6 +23,7 @@ from pallas_kernels.gated_delta_rule.triton_chunk import (
     times_scores,
 )
 from pallas_kernels.gated_delta_rule.triton_walk import Walk, Walked, walked
+from pallas_kernels.mapped import mapped_alike
 from pallas_kernels.matrix_memory.blocks import Sizes, Tokens, Weights, refuse
 from pallas_kernels.matrix_memory.gates import Gates, chunk_gates, cut, runs_of
 from pallas_kernels.matrix_memory.memory import EMPTY, Rules
@@ -128,7 +129,8 @@ def _rule(inputs: Inputs, sizes: Sizes, tiles: Tiles):
 
 def _rule_forward(inputs, sizes, tiles):
     inputs = jax.tree.map(lambda primal: primal.value, inputs)
-    return _rule(inputs, sizes, tiles), inputs
+    out_BTNP, last_BNHP = _rule(inputs, sizes, tiles)
+    return mapped_alike((out_BTNP, last_BNHP), out_BTNP), inputs
 
 
 def _weights(inputs, sizes, chunk):

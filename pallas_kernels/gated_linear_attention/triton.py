@@ -30,6 +30,7 @@ from pallas_kernels.gated_linear_attention.triton_read import (
 )
 from pallas_kernels.gated_linear_attention.triton_scores import scores
 from pallas_kernels.gated_linear_attention.triton_states import Walk, states
+from pallas_kernels.mapped import mapped_alike
 from pallas_kernels.matrix_memory.blocks import Sizes, refuse
 from pallas_kernels.matrix_memory.memory import Rules
 
@@ -104,7 +105,8 @@ def _scored(inputs, sizes, tiles):
 
 def _read_forward(inputs, sizes, tiles):
     inputs = jax.tree.map(lambda primal: primal.value, inputs)
-    return _read(inputs, sizes, tiles), inputs
+    out_BTNP, last_BNHP = _read(inputs, sizes, tiles)
+    return mapped_alike((out_BTNP, last_BNHP), out_BTNP), inputs
 
 
 def _read_backward(sizes, tiles, inputs: Inputs, cotangents):

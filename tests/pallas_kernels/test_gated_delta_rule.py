@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import backend
 from pallas_kernels.gated_delta_rule import (
@@ -323,50 +322,6 @@ def test_a_beta_of_two_reflects_what_a_key_holds(implementation):
     signs_T = np.where(np.arange(64) == 1, -2, 2)
     wanted_TP = signs_T[:, None] * a["v"][0, :1, 0]
     np.testing.assert_array_equal(out[0, :, 0], wanted_TP.astype("float32"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("implementation", FAST)
-def test_transformations_keep_the_values(implementation):
-    a = {n: jnp.asarray(x, "float32") for n, x in arrays(13, T=20).items()}
-
-    def loss(a):
-        out, state = run(a, implementation=implementation)
-        return jnp.sum(out**2) + jnp.sum(state.s_BNHP**2)
-
-    halves = (a, jax.tree.map(lambda x: x / 2, a))
-    stacked = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    both, wanted = stacked(*halves), stacked(*map(jax.jit(jax.grad(loss)), halves))
-    mapped = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss))))(both)
-    assert_near(mapped, wanted, dtype="float32")
-    scan = jax.jit(partial(jax.lax.scan, lambda c, a: (c, jax.grad(loss)(a)), 0))
-    _, scanned = scan(both)
-    assert_near(scanned, wanted, dtype="float32")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("implementation", FAST)
-def test_batch_and_heads_shard(implementation):
-    a = {n: jnp.asarray(x, "float32") for n, x in arrays(14, T=40, G=2).items()}
-    ids = segments(14, a)
-    del a["s"]
-
-    def loss(a, ids):
-        out, state = run(a, ids=ids, implementation=implementation)
-        return (jnp.sum(out**2) + jnp.sum(state.s_BNHP**2)).reshape(1, 1)
-
-    axes = ("data", "tensor")
-    mesh = jax.make_mesh((2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    sharded = jax.shard_map(
-        loss,
-        mesh=mesh,
-        in_specs=(dict.fromkeys(a, P("data", None, "tensor")), P("data")),
-        out_specs=P(*axes),
-        check_vma=implementation != "triton",  # which interpreting does not track
-    )
-    found = jax.jit(jax.grad(lambda a: jnp.sum(sharded(a, ids))))(a)
-    wanted = jax.jit(jax.grad(lambda a: loss(a, ids)[0, 0]))(a)
-    assert_near(found, wanted, dtype="float32")
 
 
 @pytest.mark.parametrize(

@@ -347,3 +347,22 @@ def test_a_broken_contract_is_named(change, message):
     tokens = [given.pop(name) for name in TOKENS]
     with pytest.raises(ValueError, match=message):
         gated_linear_attention(*tokens, **given)
+
+
+def test_what_examples_share_gets_its_gradient_once():
+    """Queries are mapped alone: the last memory is one for all of them."""
+    a = {n: jnp.asarray(x, "float32") for n, x in arrays(12, B=1, T=40).items()}
+    q = a.pop("q")
+    queries = jnp.stack([q * size for size in (1.0, 0.5, -2.0)])
+
+    @partial(jax.jit, static_argnames="implementation")
+    def gradients(a, implementation):
+        def loss(a, q):
+            out, last = run(a | {"q": q}, implementation=implementation)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.sin(last.s_BNHP))
+
+        mapped = jax.vmap(loss, in_axes=(None, 0))
+        return jax.grad(lambda a: jnp.sum(mapped(a, queries)))(a)
+
+    wanted = gradients(a, "reference")
+    assert_near(gradients(a, "triton"), wanted, dtype="float32")
