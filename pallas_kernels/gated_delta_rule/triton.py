@@ -129,8 +129,8 @@ def _rule(inputs: Inputs, sizes: Sizes, tiles: Tiles):
 
 def _rule_forward(inputs, sizes, tiles):
     inputs = jax.tree.map(lambda primal: primal.value, inputs)
-    out_BTNP, last_BNHP = _rule(inputs, sizes, tiles)
-    return mapped_alike((out_BTNP, last_BNHP), out_BTNP), inputs
+    found: Any = _rule(inputs, sizes, tiles)
+    return mapped_alike(found, found[0]), inputs
 
 
 def _weights(inputs, sizes, chunk):

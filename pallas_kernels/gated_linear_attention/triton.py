@@ -105,8 +105,8 @@ def _scored(inputs, sizes, tiles):
 
 def _read_forward(inputs, sizes, tiles):
     inputs = jax.tree.map(lambda primal: primal.value, inputs)
-    out_BTNP, last_BNHP = _read(inputs, sizes, tiles)
-    return mapped_alike((out_BTNP, last_BNHP), out_BTNP), inputs
+    found: Any = _read(inputs, sizes, tiles)
+    return mapped_alike(found, found[0]), inputs
 
 
 def _read_backward(sizes, tiles, inputs: Inputs, cotangents):
