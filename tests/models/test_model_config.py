@@ -4,7 +4,13 @@ import json
 import pytest
 
 from swa_jax.configuration import from_dict, to_dict
-from swa_jax.models.config import AttentionConfig, MLSTMConfig, ModelConfig
+from swa_jax.models.config import (
+    AttentionConfig,
+    LocalConfig,
+    MLSTMConfig,
+    ModelConfig,
+    RecurrentConfig,
+)
 
 CONFIG = ModelConfig(
     vocab_size=100,
@@ -70,6 +76,12 @@ def test_a_wrong_field_is_named(changes, message):
         (lambda: AttentionConfig(heads=4, sinks=None), "sinks must be True or False"),  # pyright: ignore
         (lambda: MLSTMConfig(heads=4, gate="tanh"), "gate must be one of"),  # pyright: ignore
         (lambda: MLSTMConfig(heads=4, gate_softcap=float("inf")), "gate_softcap"),
+        (lambda: RecurrentConfig(heads=0), "RecurrentConfig.heads .* got 0"),
+        (lambda: LocalConfig(taps=5), r"taps must be one of \(2, 3, 4\), got 5"),
+        (lambda: LocalConfig(window=0), "LocalConfig.window"),
+        (lambda: LocalConfig(design="dense"), "design must be one of"),  # pyright: ignore
+        (lambda: LocalConfig(rank=7), "rank must be even, got 7"),
+        (lambda: LocalConfig(head_width=9), "even, got head_width=9"),
     ],
 )
 def test_a_wrong_field_of_a_part_is_named(make, message):
@@ -80,3 +92,35 @@ def test_a_wrong_field_of_a_part_is_named(make, message):
 def test_only_the_kinds_of_the_pattern_are_checked():
     memory = dataclasses.replace(CONFIG, d_model=2040, pattern=("mlstm",))
     assert memory.mlstm_key_width == 255
+
+
+@pytest.mark.parametrize(
+    ("pattern", "changes", "message"),
+    [
+        ("short_swa+gla", {"local": LocalConfig(rank=66)}, "at most .* width 64"),
+        (
+            "short_swa+gla",
+            {"local": LocalConfig(head_width=96)},
+            "divides every branch",
+        ),
+        ("canon+gru", {}, "LOCAL\\+GLOBAL .* got 'canon\\+gru'"),
+        ("conv+gla", {}, "got 'conv\\+gla'"),
+        ("+gla", {}, "got '\\+gla'"),
+        ("retnet", {"recurrent": RecurrentConfig(key_width=5)}, "retnet: .* even"),
+    ],
+)
+def test_mixers_that_do_not_fit_are_named(pattern, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, pattern=(pattern,), **changes)
+
+
+def test_recurrent_shapes_are_those_of_the_papers():
+    shapes = {
+        "mamba2": (64, 128, 64),
+        "retnet": (8, 256, 512),
+        "lightning": (16, 128, 128),
+        "gla": (4, 256, 512),
+        "gated_deltanet": (6, 256, 512),
+        "rwkv7": (32, 64, 64),
+    }
+    assert {kind: CONFIG.recurrent_shape(kind) for kind in shapes} == shapes

@@ -1,5 +1,6 @@
 """The table of shardings, and that a mesh changes nothing but the place of the work."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from swa_jax.models.language_model import language_model
-from swa_jax.models.presets import PRESETS
+from swa_jax.models.mixer_config import GLOBAL_KINDS, LOCAL_KINDS
+from swa_jax.models.presets import PRESETS, preset
 from swa_jax.training.config import MeshConfig, OptimizerConfig
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.sharding import (
@@ -28,9 +30,23 @@ from tests.training.tiny import MODEL, random_batch, toy_model
 TOKEN_BYTES = np.ones(MODEL.vocab_size, np.int32)
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "tiny"])
+PAIRS = [f"{local}+{mixer}-nano" for mixer in GLOBAL_KINDS for local in LOCAL_KINDS]
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *PAIRS, "tiny"])
 def test_every_parameter_matches_exactly_one_rule(name):
-    config = MODEL if name == "tiny" else PRESETS[name]
+    config = MODEL if name == "tiny" else preset(name)
+    check_rules(config)
+
+
+@pytest.mark.parametrize("design", ["full", "free"])
+def test_every_parameter_of_the_other_designs_matches_one_rule(design):
+    model = preset("short_swa+gla-nano")
+    local = dataclasses.replace(model.local, design=design, gate=False)
+    check_rules(dataclasses.replace(model, local=local))
+
+
+def check_rules(config):
     params = jax.eval_shape(language_model(config).init, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
