@@ -147,21 +147,21 @@ _CPU = Size(
         heads=2,
         head_width=32,
         feed_forward_width=192,
-        local=LocalConfig(window=16, head_width=32),
+        local=LocalConfig(window=8, head_width=32),
     ),
     training=Training(
-        steps=600,
-        rows=8,
-        test_rows=256,
+        steps=800,
+        rows=16,
+        test_rows=512,
         optimizer=OptimizerConfig(peak_lr=4e-3, warmup_fraction=0.1, clip_norm=1.0),
     ),
-    recall=RecallConfig(seq_len=128, pairs=16, keys=32, values=32),
-    copy=SelectiveCopyConfig(seq_len=128, copied=4, symbols=8),
-    code=_bytes(128),
+    recall=RecallConfig(seq_len=64, pairs=8, keys=16, values=16),
+    copy=SelectiveCopyConfig(seq_len=64, copied=4, symbols=8),
+    code=_bytes(64),
 )
 
 SIZES = {
-    # Windows and lengths are an eighth of the seed's 128 and 1024.
+    # Windows and lengths are a sixteenth of the seed's 128 and 1024.
     "cpu": _CPU,
     # Which ShortSWA? Wider feed-forwards leave room for the design of most parameters.
     "designs": dataclasses.replace(

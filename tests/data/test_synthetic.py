@@ -19,6 +19,7 @@ from swa_jax.data.synthetic.selective_copy import (
 from swa_jax.data.synthetic.source import TaskRows, task_batches
 
 RECALL = RecallConfig(seq_len=64, pairs=4, keys=8, values=8, noise_tokens=3)
+SCATTERED = dataclasses.replace(RECALL, layout="scattered")
 COPY = SelectiveCopyConfig(seq_len=32, copied=5, symbols=4)
 DTYPES = {
     "tokens": np.int32,
@@ -32,9 +33,13 @@ seeds = st.integers(0, 2**32)
 @st.composite
 def recall_configs(draw):
     """Returns a config, up to the tightest that is allowed."""
-    pairs, lowest = draw(st.integers(1, 6)), draw(st.integers(1, 9))
-    least = 8 * pairs - 6 + lowest
-    highest = draw(st.none() | st.integers(lowest, 80))
+    pairs, lowest = draw(st.integers(1, 6)), draw(st.integers(1, 15))
+    layout = draw(st.sampled_from(["pairs_first", "scattered"]))
+    least, nearest = 8 * pairs - 6 + lowest, lowest
+    if layout == "pairs_first":
+        least = 3 * pairs - 1 + lowest
+        nearest = max(2 * pairs - 1, lowest) + pairs - 1
+    highest = draw(st.none() | st.integers(nearest, 80))
     return RecallConfig(
         seq_len=draw(st.integers(least, least + 60)),
         pairs=pairs,
@@ -43,6 +48,7 @@ def recall_configs(draw):
         noise_tokens=draw(st.integers(1, 5)),
         min_distance=lowest,
         max_distance=highest,
+        layout=layout,
     )
 
 
@@ -144,7 +150,7 @@ def columns(config, name, *, rows=2000):
 
 
 def test_octaves_of_distances_are_equally_likely():
-    config = RecallConfig(seq_len=258, pairs=16)  # distances 1 to 256
+    config = RecallConfig(seq_len=258, pairs=16, layout="scattered")  # 1 to 256
     distances = columns(config, "distances", rows=500)
     octaves = np.bincount(np.log2(distances[distances > 0]).astype(int), minlength=9)
     shares = octaves[:8] / octaves.sum()
@@ -167,8 +173,19 @@ def test_keys_values_and_noise_are_uniform():
     assert keys.sum() == 2 * values.sum() == 2 * weights.sum() == 2 * 4 * 2000
 
 
-def test_pairs_and_tokens_to_copy_stand_anywhere():
-    tokens = columns(RECALL, "tokens")
+def test_the_pairs_come_first_and_queries_at_any_distance_behind():
+    tokens, distances = columns(RECALL, "tokens"), columns(RECALL, "distances")
+    start = 2 * RECALL.pairs
+    is_key = (tokens >= 3) & (tokens < 11)
+    assert is_key[:, :start:2].all()
+    assert (tokens[:, 1:start:2] >= 11).all()
+    assert (distances[:, :start] == 0).all()
+    assert (distances[:, start:] > 0).any(axis=0).all()
+    assert set(distances[distances > 0]) == set(range(1, 63))
+
+
+def test_scattered_pairs_and_tokens_to_copy_stand_anywhere():
+    tokens = columns(SCATTERED, "tokens")
     is_value = tokens >= RECALL.noise_tokens + RECALL.keys
     assert (is_value[:, 1:-1].sum(axis=0) > 0).all()
     tokens = columns(COPY, "tokens")
@@ -179,7 +196,7 @@ def test_pairs_and_tokens_to_copy_stand_anywhere():
 
 def test_a_window_reaches_the_value_from_distances_below_it():
     window = 16
-    rows = TaskRows(RecallConfig(seq_len=128), seed=1, length=20)
+    rows = TaskRows(RecallConfig(seq_len=128, layout="scattered"), seed=1, length=20)
     for row in (rows[index] for index in range(20)):
         for place in np.flatnonzero(row["weights"]):
             seen = np.arange(max(0, place - window + 1), place + 1)
@@ -193,8 +210,12 @@ def test_a_window_reaches_the_value_from_distances_below_it():
     [
         (RECALL, {"pairs": 0}, r"RecallConfig.pairs must be an integer >= 1, got 0"),
         (RECALL, {"keys": 3}, "pairs must be at most keys, got pairs=4, keys=3"),
-        (RECALL, {"seq_len": 26}, r"seq_len must be at least .* = 27, got seq_len=26"),
-        (RECALL, {"min_distance": 39}, r"= 65, got seq_len=64"),
+        (RECALL, {"seq_len": 11}, r"seq_len must be at least .* = 12, got seq_len=11"),
+        (RECALL, {"min_distance": 54}, r"= 65, got seq_len=64"),
+        (RECALL, {"max_distance": 9}, r"at least max\(.* = 10, got max_distance=9"),
+        (RECALL, {"layout": "sorted"}, "layout must be one of .*, got 'sorted'"),
+        (SCATTERED, {"seq_len": 26}, r"at least .* = 27, got seq_len=26"),
+        (SCATTERED, {"min_distance": 39}, r"= 65, got seq_len=64"),
         (RECALL, {"min_distance": 0}, "min_distance must be an integer >= 1"),
         (RECALL, {"min_distance": 5, "max_distance": 4}, "max_distance .* >= 5, got 4"),
         (RECALL, {"values": True}, "values must be an integer"),
@@ -214,10 +235,14 @@ def test_the_tightest_rows_are_full_of_pairs():
             pairs=8,
             min_distance=distance,
             max_distance=distance,
+            layout="scattered",
         )
         distances = columns(tight, "distances", rows=100)
         assert set(distances[distances > 0]) == {distance}
         assert ((distances > 0).sum(axis=1) == 8).all()
+        first = RecallConfig(seq_len=3 * 8 - 1 + distance, min_distance=distance)
+        queries = columns(first, "weights", rows=100)
+        assert (queries.sum(axis=1) == 8).all()
 
 
 @pytest.mark.parametrize("config", [RECALL, COPY], ids=["recall", "copy"])

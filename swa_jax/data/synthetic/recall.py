@@ -1,10 +1,13 @@
 """Multi-query associative recall: pairs of key and value, each asked for once."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from swa_jax.data.synthetic.checks import check_count
+
+Layout = Literal["pairs_first", "scattered"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,7 @@ class RecallConfig:
     seq_len: int = 128
     """Tokens per row."""
     pairs: int = 8
-    """Pairs of key and value in a row, each asked for once; at most an eighth of the
-    row, so that there is always room for one more."""
+    """Pairs of key and value in a row, each asked for once."""
     keys: int = 64
     """Different keys; those of one row are distinct."""
     values: int = 64
@@ -30,6 +32,9 @@ class RecallConfig:
     """Fewest tokens from a value to the query that asks for it."""
     max_distance: int | None = None
     """Most tokens from a value to its query. None: what the row has room for."""
+    layout: Layout = "pairs_first"
+    """All pairs before the first query, as published, or pairs anywhere. Scattered
+    pairs have a shortcut: the value nearest before a query is often its answer."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "pairs", "keys", "values", "noise_tokens"):
@@ -42,14 +47,36 @@ class RecallConfig:
                 "RecallConfig: the keys of a row are distinct, so pairs must be at "
                 f"most keys, got pairs={self.pairs}, keys={self.keys}"
             )
-        # A pair and its query keep another pair from at most 8 starts: one at each of
-        # its key, its value, its query and the token before each of the two runs, and
-        # as many as would put the other's query on one of its three tokens.
-        room = self.seq_len - 1 - self.min_distance
-        if room <= 8 * (self.pairs - 1):
+        if self.layout not in get_args(Layout):
             raise ValueError(
-                "RecallConfig: seq_len must be at least 8 * pairs - 6 + min_distance = "
-                f"{8 * self.pairs - 6 + self.min_distance}, got seq_len={self.seq_len}"
+                f"RecallConfig.layout must be one of {get_args(Layout)}, got "
+                f"{self.layout!r}"
+            )
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Raises ValueError where there is not always room for one query more."""
+        pairs, nearest = self.pairs, self.min_distance
+        if self.layout == "scattered":
+            # A pair and its query keep another pair from at most 8 starts: one at each
+            # of its key, its value, its query and the token before each of the two
+            # runs, and as many as would put the other's query on one of its tokens.
+            needed, formula = 8 * pairs - 6 + nearest, "8 * pairs - 6 + min_distance"
+        else:
+            # Every pair has places for `pairs` queries within its distances.
+            needed, formula = 3 * pairs - 1 + nearest, "3 * pairs - 1 + min_distance"
+            reach = max(2 * pairs - 1, nearest) + pairs - 1
+            if self.max_distance is not None and self.max_distance < reach:
+                raise ValueError(
+                    "RecallConfig: behind all pairs, the first one must still be in "
+                    "reach: max_distance must be at least max(2 * pairs - 1, "
+                    f"min_distance) + pairs - 1 = {reach}, got "
+                    f"max_distance={self.max_distance}"
+                )
+        if self.seq_len < needed:
+            raise ValueError(
+                f"RecallConfig: seq_len must be at least {formula} = {needed}, got "
+                f"seq_len={self.seq_len}"
             )
 
     @property
@@ -67,12 +94,13 @@ class RecallConfig:
 def recall_row(config: RecallConfig, /, *, seed: int, index: int) -> dict:
     """Returns row `index`, a pure function of the config, the seed and the index.
 
-    A pair is a key and, behind it, a value; pairs stand anywhere, with noise between.
-    Later the key comes once more, alone, and the value is the answer at that token
-    (Arora et al. 2023, arXiv:2312.04927, section 3; there the pairs come first). The
-    distance from value to query is drawn for every pair, uniformly in its logarithm
-    between `min_distance` and `longest`; where no room is left, the next shorter one
-    that fits is taken. So each octave of distances has about as many queries.
+    A pair is a key and, behind it, a value. Later the key comes once more, alone, and
+    the value is the answer at that token (Arora et al. 2023, arXiv:2312.04927, section
+    3). Between pairs and queries stands noise. The distance from value to query is
+    drawn for every pair, uniformly in its logarithm, from those that the layout leaves
+    it; where the place is taken, the next one that is free and fits. Scattered, each
+    octave of distances has about as many queries; with the pairs first, no distance is
+    shorter than the way to the end of the pairs.
     """
     random = np.random.default_rng((seed, index))
     keys = random.choice(config.keys, config.pairs, replace=False)
@@ -80,7 +108,8 @@ def recall_row(config: RecallConfig, /, *, seed: int, index: int) -> dict:
     tokens = random.integers(config.noise_tokens, size=config.seq_len)
     weights, distances = np.zeros((2, config.seq_len), np.int64)
     targets = np.zeros_like(tokens)
-    starts, lengths = _places(config, random)
+    places = _scattered if config.layout == "scattered" else _behind_the_pairs
+    starts, lengths = places(config, random)
     keys = config.noise_tokens + keys
     values = config.noise_tokens + config.keys + values
     queries = starts + 1 + lengths
@@ -94,7 +123,29 @@ def recall_row(config: RecallConfig, /, *, seed: int, index: int) -> dict:
     }
 
 
-def _places(
+def _behind_the_pairs(
+    config: RecallConfig, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each pair starts, and the distance from its value to its query."""
+    starts = 2 * random.permutation(config.pairs)
+    lengths = np.zeros_like(starts)
+    free = np.arange(config.seq_len) >= 2 * config.pairs
+    for pair, start in enumerate(starts):
+        value = start + 1
+        places = np.flatnonzero(free)
+        distances = places - value
+        places = places[
+            (distances >= config.min_distance) & (distances <= config.longest)
+        ]
+        low, high = np.log([places[0] - value, places[-1] - value + 1])
+        wanted = value + int(np.exp(random.uniform(low, high)))
+        place = places[np.argmin(np.abs(places - wanted))]
+        free[place] = False
+        lengths[pair] = place - value
+    return starts, lengths
+
+
+def _scattered(
     config: RecallConfig, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns where each pair starts, and the distance from its value to its query.
