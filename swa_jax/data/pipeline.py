@@ -1,22 +1,37 @@
-"""From a corpus to batches: load, tokenize, pack, shuffle, and know the position."""
+"""From sources to rows: read, split, tokenize, pack; and what identifies the result."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from itertools import chain
+from typing import NamedTuple
 
-import grain
 import numpy as np
 
-from swa_jax.data.config import DataConfig
-from swa_jax.data.corpus import Document, read_corpus, split
+from swa_jax.data.config import DataConfig, SourceConfig
+from swa_jax.data.corpus import Document, LeftOut, read_corpus
+from swa_jax.data.documents import MemoryDocuments, TokenDocuments
 from swa_jax.data.packing import PackedRows
-from swa_jax.data.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from swa_jax.data.rows import JoinedRows
+from swa_jax.data.sources.token_cache import TokenCache, is_token_cache
+from swa_jax.data.split import sample_of_training, split
+from swa_jax.data.tokenizer import (
+    Tokenizer,
+    byte_tokenizer,
+    load_tokenizer,
+    train_bpe,
+)
 
 # Merges learnt from more text compress it by 1 % better and take seconds longer.
-_BPE_SAMPLE = 4_000_000  # characters
+BPE_SAMPLE = 4_000_000  # characters
+_TEXT_TOKENS = 1 << 23  # of validation text that is ever decoded
+_DECODED = 1 << 16  # tokens at a time
 
-Batch = dict[str, np.ndarray]
+
+# Documents, and the numbers of those of the training and of the validation split.
+_Split = tuple[TokenDocuments, tuple[np.ndarray, np.ndarray]]
 
 
 class SplitSize(NamedTuple):
@@ -30,20 +45,47 @@ class SplitSize(NamedTuple):
 
 @dataclass(frozen=True)
 class TextData:
-    """A corpus ready for training: its tokenizer and the packed rows of both splits.
+    """Sources ready for training: their tokenizer and the packed rows of both splits.
 
-    `fingerprint` is a SHA-256 of everything that decides the rows and their order. Two
-    equal fingerprints mean equal rows, on whatever machine.
+    `weights` are those of the mixture by the sources' names, in their order, of which
+    "sources" in a batch are the indices. `token_bytes_V` are the bytes of text that
+    each token stands for, whose sum over all tokens is that of the text. `fingerprint`
+    is a SHA-256 of everything that decides the rows of both splits and their order
+    within a source: documents, tokens, row length and seed. Equal fingerprints mean
+    equal rows, on whatever machine, from text or from a token cache.
     """
 
     tokenizer: Tokenizer
-    train: PackedRows
-    validation: PackedRows
+    weights: Mapping[str, float]
+    train: JoinedRows
+    validation: JoinedRows
     train_size: SplitSize
     validation_size: SplitSize
-    skipped: Mapping[str, tuple[str, ...]]  # names of the files left out, by reason
+    token_bytes_V: np.ndarray
+    skipped: LeftOut  # records that hold no text
     fingerprint: str
-    validation_text: bytes  # UTF-8, the documents end to end in their order
+
+    @cached_property
+    def validation_text(self) -> bytes:
+        """The held-out documents end to end, 2**23 tokens of each source (UTF-8)."""
+        texts = []
+        for part in self.validation.parts:
+            count = min(part.token_count, _TEXT_TOKENS)
+            pieces = (
+                part.stream(start, min(start + _DECODED, count))
+                for start in range(0, count, _DECODED)
+            )
+            ids = np.concatenate(list(pieces))
+            texts.append(self.tokenizer.decode(ids).encode())
+        return b"".join(texts)
+
+
+class _Opened(NamedTuple):
+    """A source before its tokens are known: a cache, or documents."""
+
+    config: SourceConfig
+    cache: TokenCache | None
+    documents: list[Document]
 
 
 def load_text_data(
@@ -51,199 +93,128 @@ def load_text_data(
 ) -> TextData:
     """The text that `config` names, split by the seed, tokenized and packed.
 
-    A `tokenizer` (of a run that goes on) is used instead of training a new one; a new
-    BPE learns from the training documents only.
+    Text lies in memory, token caches are read when rows are. A `tokenizer` (of a run
+    that goes on) is used instead of a new one; a new BPE learns from the training
+    documents only.
 
-    Raises FileNotFoundError and ValueError for a path without usable text, and
-    ValueError when either split has less than one row of tokens.
+    Raises FileNotFoundError and ValueError for sources without usable text, for token
+    caches of another tokenizer, and when either split of a source has less than one row
+    of tokens.
     """
-    corpus = read_corpus(config.path)
-    train, validation = split(corpus, fraction=config.validation_fraction, seed=seed)
+    left_out = LeftOut()
+    opened = [_open(source, config, left_out) for source in config.mixture]
     if tokenizer is None:
-        tokenizer = _new_tokenizer(config, train)
-    train_rows = _pack("training", train, tokenizer, config)
-    validation_rows = _pack("validation", validation, tokenizer, config)
-    texts = [document.text.encode() for document in validation]
+        tokenizer = _tokenizer_of(config, opened, seed)
+    _check_tokenizers(opened, tokenizer)
+    stores = [
+        source.cache or MemoryDocuments(source.documents, tokenizer)
+        for source in opened
+    ]
+    orders = [
+        split(store.index["name"], fraction=config.validation_fraction, seed=seed)
+        for store in stores
+    ]
+    train, validation = (
+        JoinedRows(
+            [
+                _pack(name, source.config, store, order[side], tokenizer, config)
+                for source, store, order in zip(opened, stores, orders, strict=True)
+            ],
+            on_bad_record=config.on_bad_record,
+        )
+        for side, name in enumerate(("training", "validation"))
+    )
+    pairs = list(zip(stores, orders, strict=True))
     return TextData(
         tokenizer=tokenizer,
-        train=train_rows,
-        validation=validation_rows,
-        train_size=_size(train, train_rows),
-        validation_size=_size(validation, validation_rows),
-        skipped=corpus.skipped,
-        fingerprint=_fingerprint(
-            ((train, train_rows), (validation, validation_rows)), seed=seed
-        ),
-        validation_text=b"".join(texts),
+        weights={source.label: source.weight for source in config.mixture},
+        train=train,
+        validation=validation,
+        train_size=_size(pairs, 0, train),
+        validation_size=_size(pairs, 1, validation),
+        token_bytes_V=_token_bytes(tokenizer, stores),
+        skipped=left_out,
+        fingerprint=_fingerprint(pairs, seed=seed, seq_len=config.seq_len),
     )
 
 
-def train_batches(
-    data: TextData,
-    /,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.MapDataset:
-    """The endless sequence of training batches: `train_batches(...)[k]` is batch k.
-
-    A batch is a dict of int32 arrays (rows, T), a pure function of the data, the batch
-    size, the seed and k. Every epoch holds every row once, in an order of its own; a
-    batch may reach from one epoch into the next. Each of several processes gets its own
-    batch_size / process_count neighbouring rows of the same global batches.
-
-    Raises ValueError when the rows cannot be dealt out evenly.
-    """
-    _check_slices(batch_size, process_index, process_count)
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    rows = grain.MapDataset.source(data.train).seed(seed).shuffle().repeat()
-    slices = rows.batch(batch_size // process_count, drop_remainder=True)
-    return slices[process_index::process_count]
-
-
-def train_iterator(
-    data: TextData,
-    /,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> "TrainIterator":
-    """An iterator over `train_batches`, from the first one, that knows its position."""
-    batches = train_batches(
-        data,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    identity = {
-        "fingerprint": data.fingerprint,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    return TrainIterator(batches, identity=identity)
-
-
-class TrainIterator(Iterator[Batch]):
-    """Batches read ahead by two threads, with a position to save and to go on from."""
-
-    def __init__(self, batches: grain.MapDataset, /, *, identity: dict[str, Any]):
-        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        self._batches = iter(batches.to_iter_dataset(ahead))
-        self._identity = identity
-
-    def __next__(self) -> Batch:
-        """The next batch; there is always one."""
-        return next(self._batches)
-
-    def get_state(self) -> dict[str, Any]:
-        """The position, as JSON can hold it; the same for every process."""
-        return {**self._identity, "grain": self._batches.get_state()}
-
-    def set_state(self, state: Mapping[str, Any], /) -> None:
-        """Goes to a saved position: the next batch is the one that came after it.
-
-        The number of processes may differ from then. Raises ValueError for a position
-        in other data or in batches of another size or seed.
-        """
-        for name, value in self._identity.items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"the position was saved with {name}={state.get(name)!r}, and "
-                    f"these batches have {name}={value!r}; resume with the text, the "
-                    "batch size and the seed of the run, or begin a new run"
-                )
-        self._batches.set_state(state["grain"])
-
-    def close(self) -> None:
-        """Ends the reading threads."""
-        self._batches.close()
-
-
-def validation_batches(
-    data: TextData,
-    /,
-    *,
-    batch_size: int,
-    max_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterable[Batch]:
-    """The validation rows in order, in batches of one size, to go through once.
-
-    The last batch is filled up with rows of padding (segment 0). With `max_batches`
-    the rows are spread evenly over the whole split, always the same ones. Several
-    processes get slices as in `train_batches`.
-    """
-    _check_slices(batch_size, process_index, process_count)
-    if max_batches is not None and max_batches < 1:
-        raise ValueError(f"max_batches must be at least 1 or None, got {max_batches}")
-    rows = data.validation
-    count = len(rows)
-    if max_batches is not None:
-        count = min(count, max_batches * batch_size)
-    chosen = np.arange(count) * len(rows) // count
-    size = batch_size // process_count
-    steps = -(-count // batch_size)  # for every process, also one with padding only
-    return (
-        _stack(rows, chosen[start : start + size], size)
-        for start in range(process_index * size, steps * batch_size, batch_size)
-    )
-
-
-def _stack(rows: PackedRows, chosen: np.ndarray, size: int) -> Batch:
-    items = [rows[row] for row in chosen]
-    padding = {name: np.zeros_like(array) for name, array in rows[0].items()}
-    items += [padding] * (size - len(items))
-    return {name: np.stack([item[name] for item in items]) for name in padding}
-
-
-def _check_slices(batch_size: int, process_index: int, process_count: int) -> None:
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            "process_index must be in [0, process_count), got "
-            f"{process_index=}, {process_count=}"
-        )
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            "batch_size must be a positive multiple of process_count, got "
-            f"{batch_size=}, {process_count=}"
-        )
-
-
-def _new_tokenizer(config: DataConfig, documents: Sequence[Document]) -> Tokenizer:
-    if config.tokenizer == "bytes":
+def make_tokenizer(
+    kind: str, documents: Iterable[str], /, *, vocab_size: int, separator: str | None
+) -> Tokenizer:
+    """The tokenizer of a kind (bpe, bytes) or file; a BPE learns from the documents."""
+    if kind == "bytes":
         return byte_tokenizer()
-    sample, left = [], _BPE_SAMPLE
-    for document in documents:  # in a random order already
-        sample.append(document.text[:left])
-        left -= len(sample[-1])
-        if not left:
-            break
-    return train_bpe(sample, vocab_size=config.vocab_size)
+    if kind == "bpe":
+        return train_bpe(documents, vocab_size=vocab_size)
+    return load_tokenizer(kind, separator=separator)
+
+
+def _open(source: SourceConfig, config: DataConfig, left_out: LeftOut) -> _Opened:
+    if is_token_cache(source.path):
+        return _Opened(source, TokenCache(source.path or ""), [])
+    documents, missing = read_corpus(source, on_bad_record=config.on_bad_record)
+    left_out.add_all(missing)
+    return _Opened(source, None, documents)
+
+
+def _tokenizer_of(
+    config: DataConfig, opened: Sequence[_Opened], seed: int
+) -> Tokenizer:
+    """The tokenizer of the first cache, else the one that the configuration names."""
+    kind = config.tokenizer
+    for source in opened:
+        if source.cache is not None and kind == "bpe":
+            return source.cache.tokenizer()
+    total = sum(source.config.weight for source in opened)
+    samples = (
+        sample_of_training(
+            source.documents,
+            fraction=config.validation_fraction,
+            seed=seed,
+            characters=max(1, round(BPE_SAMPLE * source.config.weight / total)),
+        )
+        for source in opened
+    )
+    return make_tokenizer(
+        kind,
+        chain.from_iterable(samples),
+        vocab_size=config.vocab_size,
+        separator=config.separator,
+    )
+
+
+def _check_tokenizers(opened: Sequence[_Opened], tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a cache of another tokenizer than the run's."""
+    for source in opened:
+        if source.cache is None:
+            continue
+        found = source.cache.tokenizer().fingerprint
+        if found != tokenizer.fingerprint:
+            raise ValueError(
+                f"the token cache {source.cache.folder} was made with another "
+                f"tokenizer (fingerprint {found[:16]}) than the run's "
+                f"({tokenizer.fingerprint[:16]}); make the cache with the run's "
+                "tokenizer, `swax tokenize --tokenizer FILE`, or begin a run with the "
+                "cache's"
+            )
 
 
 def _pack(
     side: str,
-    documents: Sequence[Document],
+    source: SourceConfig,
+    store: TokenDocuments,
+    order: np.ndarray,
     tokenizer: Tokenizer,
     config: DataConfig,
 ) -> PackedRows:
     rows = PackedRows(
-        tokenizer.encode_batch(document.text for document in documents),
-        seq_len=config.seq_len,
-        separator=tokenizer.separator,
-        vocab_size=tokenizer.vocab_size,
+        store, order, seq_len=config.seq_len, separator=tokenizer.separator
     )
-    if len(rows.stream) < config.seq_len:
+    if rows.token_count < config.seq_len:
         way = "raise" if side == "validation" else "lower"
+        of = f" of {source.label!r}" if config.sources else ""
         raise ValueError(
-            f"the {side} split has {len(rows.stream)} tokens in {len(documents)} "
+            f"the {side} split{of} has {rows.token_count} tokens in {len(order)} "
             f"documents, less than one row of seq_len={config.seq_len} tokens: {way} "
             f"validation_fraction (now {config.validation_fraction}), lower seq_len, "
             "or give more text"
@@ -251,25 +222,43 @@ def _pack(
     return rows
 
 
-def _size(documents: Sequence[Document], rows: PackedRows) -> SplitSize:
+def _size(pairs: Sequence[_Split], side: int, rows: JoinedRows) -> SplitSize:
+    chosen = [store.index["bytes"][orders[side]] for store, orders in pairs]
     return SplitSize(
-        documents=len(documents),
-        bytes=sum(len(document.text.encode()) for document in documents),
-        tokens=len(rows.stream),
+        documents=sum(len(sizes) for sizes in chosen),
+        bytes=sum(int(sizes.sum()) for sizes in chosen),
+        tokens=sum(part.token_count for part in rows.parts),
         rows=len(rows),
     )
 
 
+def _token_bytes(tokenizer: Tokenizer, stores: Sequence[TokenDocuments]) -> np.ndarray:
+    """The bytes of text of each token, int32; float32 where its spelling is inexact.
+
+    The spelling is then stretched so that the sum over all tokens is that of the text.
+    """
+    if tokenizer.exact:
+        return tokenizer.token_bytes_V
+    text = sum(int(store.index["bytes"].sum()) for store in stores)
+    spelled = sum(store.spelled_bytes for store in stores)
+    if not spelled:
+        raise ValueError(
+            "the tokenizer knows nothing of this text: all of its tokens are unknown "
+            "or special, so there are no bits per byte; give another tokenizer"
+        )
+    return (tokenizer.token_bytes_V * (text / spelled)).astype(np.float32)
+
+
 def _fingerprint(
-    sides: Iterable[tuple[Sequence[Document], PackedRows]], *, seed: int
+    sources: Iterable[_Split],
+    /,
+    *,
+    seed: int,
+    seq_len: int,
 ) -> str:
-    digest = hashlib.sha256(f"{seed=}".encode())
-    for documents, rows in sides:
-        digest.update(f"{len(documents)} {rows.seq_len} {len(rows.stream)}".encode())
-        for document in documents:
-            for part in (document.name.encode(), document.text.encode()):
-                digest.update(len(part).to_bytes(8, "little"))
-                digest.update(part)
-        # The tokens stand for the tokenizer. Little-endian whatever the machine.
-        digest.update(rows.stream.astype("<u4").tobytes())
+    digest = hashlib.sha256(json.dumps([seed, seq_len]).encode())
+    for store, sides in sources:
+        for order in sides:
+            digest.update(len(order).to_bytes(8, "little"))
+            digest.update(store.index[order].tobytes())
     return digest.hexdigest()

@@ -1,11 +1,13 @@
-"""Byte-level tokenizers: single bytes, and BPE trained on the corpus at hand."""
+"""Tokenizers: any Hugging Face tokenizer.json, single bytes, and BPE trained here."""
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +17,30 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tokenizers
 
+from swa_jax.data.token_bytes import pieces_of
+
 SEPARATOR = "<|document|>"
 BYTE_VOCAB_SIZE = 257  # tokens: the 256 bytes and the separator
+
+# What tokenizers call the end of a text, or its begin where they have no end; the first
+# that is there separates documents.
+SEPARATORS = (
+    SEPARATOR,
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|endofprompt|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<EOS>",
+    "[EOS]",
+    "<|im_end|>",
+    "[SEP]",
+    "<s>",
+    "<bos>",
+    "<|begin_of_text|>",
+    "[CLS]",
+)
 
 # Merges never cross a word: letters, digits or punctuation with at most one space in
 # front, or white space. The classes are spelled out (all that is not ASCII counts as a
@@ -28,34 +52,59 @@ _WORD = (
     f"|[{_WHITE}]+(?![^{_WHITE}])|[{_WHITE}]+"
 )
 _CACHED_WORDS = 1 << 20
+# What tokenizers are known to change: case, runs of spaces, composed characters, bytes.
+_PROBES = (
+    "The  quick\tBROWN fox\r\n",
+    " x y",
+    "na\u00efve cafe\u0301 \ufb01ne \u6f22\u5b57 \U0001f642\x00\x7f\ufffd",
+)
 
 
 class Tokenizer:
-    """Text to token ids and back, exactly, for every string that UTF-8 can hold.
+    """Text to token ids and back.
 
-    `separator` is the id (0) that stands before each document. `encode` never makes it:
-    text that happens to spell it is encoded as ordinary bytes. `token_bytes_V` is the
-    number of bytes each id stands for (int32; 0 for the separator), so that
-    `token_bytes_V[encode(text)].sum() == len(text.encode())`.
+    `separator` is the id that stands before each document. `encode` never makes it:
+    text that happens to spell it is encoded as ordinary text. `token_bytes_V` is the
+    number of bytes each id is spelled with (int32; 0 for special tokens). With `exact`,
+    as of all byte-level tokenizers that change no text,
+    `token_bytes_V[encode(text)].sum() == len(text.encode())` and `decode` gives back
+    every string that UTF-8 can hold.
     """
 
-    separator = 0
-
-    def __init__(self, library: tokenizers.Tokenizer, /) -> None:
-        self._library = library
+    def __init__(
+        self, library: tokenizers.Tokenizer, /, *, separator: str | None = None
+    ) -> None:
+        """Raises ValueError where the separator or the bytes of tokens are unknown."""
+        library.no_truncation()
+        library.no_padding()
         library.encode_special_tokens = True  # i.e. a spelled separator is just text
-        self._words = re.compile(_WORD)
-        self._ids_of_word: dict[str, list[int]] = {}
-        self._pieces = _pieces(library)
+        serialized = library.to_str()
+        content = json.loads(serialized)
+        self._library = library
+        self.separator_token, self.separator = _separator(content, separator)
+        self._pieces = pieces_of(content)
         self.token_bytes_V = np.array([len(p) for p in self._pieces], np.int32)
+        self._words = re.compile(_WORD) if _splits_by_word(content) else None
+        self._ids_of_word: dict[str, list[int]] = {}
+        digest = hashlib.sha256(f"{self.separator}\n{serialized}".encode())
+        self.fingerprint = digest.hexdigest()
+        self.exact = all(self._is_exact(probe) for probe in _PROBES)
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids: the bytes, the merges and the separator."""
+        """The number of ids: one more than the largest."""
         return len(self._pieces)
+
+    @property
+    def spaced_V(self) -> np.ndarray:
+        """Which ids stand for a text that begins with a space (bool)."""
+        return np.array([piece.startswith(b" ") for piece in self._pieces])
 
     def encode(self, text: str, /) -> np.ndarray:
         """The ids of a text, int32; the separator is never among them."""
+        if self._words is None:
+            ids = self._library.encode(text, add_special_tokens=False).ids
+            return np.array(ids, np.int32)
         words = self._words.findall(text)
         cache = self._ids_of_word
         new = [word for word in dict.fromkeys(words) if word not in cache]
@@ -67,12 +116,8 @@ class Tokenizer:
         ids = chain.from_iterable(map(cache.__getitem__, words))
         return np.fromiter(ids, np.int32)
 
-    def encode_batch(self, texts: Iterable[str], /) -> list[np.ndarray]:
-        """The ids of each text, as `encode` gives them."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Iterable[int] | np.ndarray, /) -> str:
-        """The text of some ids; separators are dropped.
+        """The text that some ids are spelled with; separators are dropped.
 
         Bytes that are no UTF-8, as in a character cut in two, become U+FFFD. Raises
         ValueError for an id outside the vocabulary.
@@ -86,6 +131,11 @@ class Tokenizer:
     def save(self, path: Path | str, /) -> None:
         """Writes the tokenizers library's own format (tokenizer.json)."""
         self._library.save(str(path))
+
+    def _is_exact(self, text: str) -> bool:
+        ids = self.encode(text)
+        spelled = b"".join(self._pieces[i] for i in ids)
+        return spelled == text.encode()
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -116,24 +166,57 @@ def train_bpe(texts: Iterable[str], /, *, vocab_size: int) -> Tokenizer:
     return Tokenizer(library)
 
 
-def load_tokenizer(path: Path | str, /) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote.
+def load_tokenizer(path: Path | str, /, *, separator: str | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, as Hugging Face's library writes it.
 
-    Raises FileNotFoundError when there is no such file and ValueError when it is not a
-    tokenizer of this kind.
+    `separator` None: the first of SEPARATORS that is one of its special tokens.
+
+    Raises FileNotFoundError when there is no such file, and ValueError when it is no
+    tokenizer, has no such separator, or does not say what bytes its tokens stand for.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no tokenizer.json: {error}") from None
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is no tokenizer.json: {error}") from error
-    splitting = json.loads(text)["pre_tokenizer"]
-    if splitting != json.loads(_untrained().to_str())["pre_tokenizer"]:
+    try:
+        return Tokenizer(library, separator=separator)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _separator(content: Mapping[str, Any], wanted: str | None) -> tuple[str, int]:
+    """The token that separates documents, and its id."""
+    special = {
+        token["content"]: token["id"]
+        for token in content.get("added_tokens") or ()
+        if token["special"]
+    }
+    for token in SEPARATORS if wanted is None else (wanted,):
+        if token in special:
+            return token, special[token]
+    names = ", ".join(map(repr, list(special)[:9])) or "it has none"
+    if wanted is None:
         raise ValueError(
-            f"{path} splits words differently from this package's tokenizers; "
-            "give a file that Tokenizer.save wrote"
+            "no special token that is known to end a text; name the one that is to "
+            f"separate documents with data.separator: {names}"
         )
-    return Tokenizer(library)
+    raise ValueError(
+        f"separator={wanted!r} is none of the tokenizer's special tokens: {names}"
+    )
+
+
+def _splits_by_word(content: Mapping[str, Any]) -> bool:
+    """Whether text is split, and no more done to it, as by tokenizers made here."""
+    ours = json.loads(_untrained().to_str())
+    parts = ("normalizer", "pre_tokenizer")
+    added = content.get("added_tokens") or ()
+    return all(content[part] == ours[part] for part in parts) and all(
+        token["special"] for token in added
+    )
 
 
 def _untrained() -> tokenizers.Tokenizer:
@@ -145,26 +228,3 @@ def _untrained() -> tokenizers.Tokenizer:
     library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, to_bytes])
     library.decoder = tokenizers.decoders.ByteLevel()
     return library
-
-
-def _pieces(library: tokenizers.Tokenizer) -> Sequence[bytes]:
-    """The bytes of each id, none for the separator."""
-    byte_of = _byte_of_character()
-    pieces = [b""] * library.get_vocab_size()
-    for token, index in library.get_vocab().items():
-        if token != SEPARATOR:
-            pieces[index] = bytes(byte_of[character] for character in token)
-    return pieces
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte behind each character in which byte-level tokens are spelled.
-
-    Printable Latin-1 characters spell themselves; the other bytes, in order, are
-    spelled from U+0100 on (Radford et al. 2019).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + i): byte for i, byte in enumerate(others)
-    }

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from swa_jax.data.config import SourceConfig
 from swa_jax.data.corpus import (
-    Corpus,
+    BEGIN,
     Document,
-    describe_skipped,
+    LeftOut,
+    items_of,
     read_corpus,
-    split,
 )
+from swa_jax.data.sources.files import find_files
 
 
 def write(root: Path, files: dict[str, bytes]) -> None:
@@ -20,25 +22,29 @@ def write(root: Path, files: dict[str, bytes]) -> None:
         path.write_bytes(content)
 
 
-def names(corpus: Corpus) -> list[str]:
-    return [document.name for document in corpus.documents]
+def read(path=None, **options):
+    return read_corpus(
+        SourceConfig(path=None if path is None else str(path)), **options
+    )
 
 
-def corpus_of(count: int) -> Corpus:
-    documents = tuple(Document(f"{i:03d}", f"text {i}") for i in range(count))
-    return Corpus(documents, {})
+def documents(path=None) -> list[Document]:
+    return read(path)[0]
+
+
+def names(path=None) -> list[str]:
+    return [document.name for document in documents(path)]
 
 
 def test_standard_library_without_tests_and_installed_packages():
-    corpus = read_corpus()
-    present = names(corpus)
+    texts = {document.name: document.text for document in documents()}
+    present = list(texts)
     assert {"argparse.py", "json/decoder.py", "asyncio/tasks.py"} <= set(present)
     assert present == sorted(present)
     folders = {part for name in present for part in name.split("/")[:-1]}
     assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
     assert all(name.endswith(".py") for name in present)
     root = Path(sysconfig.get_path("stdlib"))
-    texts = {document.name: document.text for document in corpus.documents}
     assert texts["argparse.py"].encode() == (root / "argparse.py").read_bytes()
     assert sum(len(text) for text in texts.values()) > 5_000_000
 
@@ -55,36 +61,39 @@ def test_folder_is_read_recursively_without_hidden_files(tmp_path):
             "tests/kept.txt": b"only the standard library leaves tests out",
         },
     )
-    corpus = read_corpus(tmp_path / "books")
-    assert names(corpus) == ["a/d", "a/deep/c.md", "b.txt", "tests/kept.txt"]
-    assert corpus.skipped == {}
-    assert read_corpus(str(tmp_path / "books") + "/") == corpus
+    found, left_out = read(tmp_path / "books")
+    assert names(tmp_path / "books") == [
+        "a/d",
+        "a/deep/c.md",
+        "b.txt",
+        "tests/kept.txt",
+    ]
+    assert left_out == LeftOut()
+    assert documents(str(tmp_path / "books") + "/") == found
 
 
 def test_text_is_kept_exactly(tmp_path):
     content = "\ufeffone\r\ntwo\rthree\n\n\tfünf 🙂\x0c".encode()
     write(tmp_path, {"a": content})
-    assert read_corpus(tmp_path).documents[0].text.encode() == content
+    assert documents(tmp_path)[0].text.encode() == content
 
 
 def test_single_file(tmp_path):
     write(tmp_path, {"only.txt": b"text", "other.txt": b"x"})
-    assert read_corpus(tmp_path / "only.txt").documents == (
-        Document("only.txt", "text"),
-    )
+    assert documents(tmp_path / "only.txt") == [Document("only.txt", "text")]
 
 
 def test_file_in_the_working_directory(tmp_path, monkeypatch):
     write(tmp_path, {"only.txt": b"text"})
     monkeypatch.chdir(tmp_path)
-    assert names(read_corpus("only.txt")) == ["only.txt"]
-    assert names(read_corpus("*.txt")) == ["only.txt"]
+    assert names("only.txt") == ["only.txt"]
+    assert names("*.txt") == ["only.txt"]
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     write(tmp_path, {"books/a": b"text"})
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert names(read_corpus("~/books")) == ["a"]
+    assert names("~/books") == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -101,12 +110,12 @@ def test_glob(tmp_path, pattern, expected):
         tmp_path,
         {"a.txt": b"a", "x/b.txt": b"b", "x/y/c.txt": b"c", "x/d.md": b"d"},
     )
-    assert names(read_corpus(tmp_path / pattern)) == expected
+    assert names(tmp_path / pattern) == expected
 
 
 def test_existing_name_is_no_pattern(tmp_path):
     write(tmp_path, {"[a]/b.txt": b"b", "a/c.txt": b"c"})
-    assert names(read_corpus(tmp_path / "[a]")) == ["b.txt"]
+    assert names(tmp_path / "[a]") == ["b.txt"]
 
 
 def test_unusable_files_are_skipped_by_reason(tmp_path):
@@ -122,16 +131,16 @@ def test_unusable_files_are_skipped_by_reason(tmp_path):
     )
     (tmp_path / "broken_link").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
-    corpus = read_corpus(tmp_path)
-    assert names(corpus) == ["good.txt"]
-    assert corpus.skipped == {
-        "binary": ("zeros.bin",),
-        "empty": ("empty1", "sub/empty2"),
-        "not UTF-8": ("latin1.txt",),
-        "unreadable": ("broken_link", "pipe"),
+    found, left_out = read(tmp_path)  # in a folder they are no reason to stop
+    assert [document.name for document in found] == ["good.txt"]
+    assert left_out.counts == {
+        "binary": 1,
+        "empty": 2,
+        "not UTF-8": 1,
+        "unreadable": 2,
     }
-    assert describe_skipped(corpus.skipped) == (
-        "skipped 6 files: 1 binary (zeros.bin); 2 empty (empty1, sub/empty2); "
+    assert str(left_out) == (
+        "left out 6: 1 binary (zeros.bin); 2 empty (empty1, sub/empty2); "
         "1 not UTF-8 (latin1.txt); 2 unreadable (broken_link, pipe)"
     )
 
@@ -146,23 +155,30 @@ def test_folders_that_cannot_be_listed_are_reported(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    corpus = read_corpus(tmp_path)
-    assert names(corpus) == ["a"]
-    assert corpus.skipped == {"unreadable": ("closed",)}
+    found, left_out = read(tmp_path)
+    assert [document.name for document in found] == ["a"]
+    assert left_out.names == {"unreadable": ["closed"]}
 
 
 def test_file_name_that_is_not_utf8(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"text")
-    assert names(read_corpus(tmp_path)) == ["caf\\xe9.txt"]
+    assert names(tmp_path) == ["caf\\xe9.txt"]
 
 
 def test_skipped_files_are_described_shortly():
-    assert describe_skipped({}) == ""
-    many = tuple(f"{i}.txt" for i in range(9))
-    assert describe_skipped({"empty": many}) == (
-        "skipped 9 files: 9 empty (0.txt, 1.txt, 2.txt, ...)"
+    left_out = LeftOut()
+    assert str(left_out) == ""
+    left_out.add("0.txt", "empty")
+    assert str(left_out) == "left out 1: 1 empty (0.txt)"
+    for i in range(1, 9):
+        left_out.add(f"{i}.txt", "empty")
+    assert str(left_out) == "left out 9: 9 empty (0.txt, 1.txt, 2.txt, ...)"
+    more = LeftOut()
+    more.add("x", "binary")
+    more.add_all(left_out)
+    assert str(more) == (
+        "left out 10: 1 binary (x); 9 empty (0.txt, 1.txt, 2.txt, ...)"
     )
-    assert describe_skipped({"empty": many[:1]}) == "skipped 1 file: 1 empty (0.txt)"
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "nowhere/*.txt", "*.rst", "folder*"])
@@ -171,63 +187,37 @@ def test_missing_path(tmp_path, missing):
     with pytest.raises(
         FileNotFoundError, match=r"no such file|no file matches"
     ) as info:
-        read_corpus(tmp_path / missing)
+        read(tmp_path / missing)
     assert str(tmp_path / missing) in str(info.value)
 
 
 def test_nothing_usable(tmp_path):
     write(tmp_path, {".hidden": b"x"})
     with pytest.raises(ValueError, match="no files that are not hidden"):
-        read_corpus(tmp_path)
+        read(tmp_path)
     write(tmp_path, {"a": b"", "b": b"\0"})
     for path in (tmp_path, tmp_path / "*", tmp_path / "b"):
         with pytest.raises(ValueError, match="no usable text") as info:
-            read_corpus(path)
+            read(path)
         assert str(path) in str(info.value)
         assert "1 binary (b)" in str(info.value)
 
 
-@pytest.mark.parametrize(
-    ("count", "fraction", "held_out"),
-    [(100, 0.05, 5), (101, 0.05, 6), (8, 0.05, 1), (2, 0.5, 1), (10, 0.9, 9)],
-)
-def test_split_sizes(count, fraction, held_out):
-    corpus = corpus_of(count)
-    train, validation = split(corpus, fraction=fraction, seed=0)
-    assert len(validation) == held_out
-    together = sorted(train + validation, key=lambda document: document.name)
-    assert tuple(together) == corpus.documents
-
-
-def test_split_depends_on_the_seed_only():
-    corpus = corpus_of(50)
-    first = split(corpus, fraction=0.2, seed=1)
-    assert split(corpus_of(50), fraction=0.2, seed=1) == first
-    backwards = Corpus(corpus.documents[::-1], {})
-    assert split(backwards, fraction=0.2, seed=1) == first
-    assert split(corpus, fraction=0.2, seed=2)[1] != first[1]
-    # A seeded order and not the names', on both sides.
-    for side in first:
-        assert sorted(side, key=lambda document: document.name) != list(side)
-
-
-def test_split_is_the_same_on_every_machine():
-    _, validation = split(corpus_of(20), fraction=0.2, seed=3)
-    assert [document.name for document in validation] == ["007", "004", "002", "009"]
-
-
-def test_new_documents_leave_the_others_in_place():
-    train, validation = split(corpus_of(100), fraction=0.1, seed=0)
-    more_train, more_validation = split(corpus_of(110), fraction=0.1, seed=0)
-    moved = (set(train) & set(more_validation)) | (set(validation) & set(more_train))
-    assert len(moved) <= 3
-
-
-def test_a_corpus_that_cannot_be_split():
-    with pytest.raises(ValueError, match="cut the file into several"):
-        split(corpus_of(1), fraction=0.5, seed=0)
-    with pytest.raises(ValueError, match=r"holds out all 3 .* at most 0\.667"):
-        split(corpus_of(3), fraction=0.7, seed=0)
-    for fraction in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match="fraction"):
-            split(corpus_of(3), fraction=fraction, seed=0)
+@pytest.mark.parametrize("position", range(6))
+def test_reading_goes_on_from_any_place(tmp_path, position):
+    write(tmp_path, {"a.txt": b"a", "b.jsonl": b'{"text": "1"}\n\n{"text": "2"}\n'})
+    write(tmp_path, {"c.jsonl": b'{"text": ""}\n{"text": "3"}\n', "d": b"d"})
+    source = SourceConfig(path=str(tmp_path))
+    files = find_files(source)
+    whole = list(items_of(source, files, on_bad_record="stop"))
+    assert [item.name for item in whole] == [
+        "a.txt",
+        "b.jsonl:1",
+        "b.jsonl:3",
+        "c.jsonl:1",
+        "c.jsonl:2",
+        "d",
+    ]
+    start = whole[position - 1].after if position else BEGIN
+    rest = list(items_of(source, files, on_bad_record="stop", start=start))
+    assert rest == whole[position:]

@@ -4,17 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swa_jax.data.packing import PackedRows
+from tests.data.documents_of_tokens import ListedDocuments
 
 SEPARATOR = 0
 documents = st.lists(st.lists(st.integers(1, 99), max_size=12), min_size=1, max_size=12)
 lengths = st.integers(1, 17)
 
 
-def pack(token_lists, seq_len, vocab_size=100) -> PackedRows:
-    arrays = [np.array(tokens, np.int32) for tokens in token_lists]
-    return PackedRows(
-        arrays, seq_len=seq_len, separator=SEPARATOR, vocab_size=vocab_size
-    )
+def pack(token_lists, seq_len, order=None) -> PackedRows:
+    documents = ListedDocuments(token_lists)
+    order = np.arange(len(token_lists)) if order is None else np.array(order)
+    return PackedRows(documents, order, seq_len=seq_len, separator=SEPARATOR)
 
 
 def all_rows(rows: PackedRows) -> dict[str, np.ndarray]:
@@ -96,11 +96,37 @@ def test_segments_and_positions(token_lists, seq_len):
             assert (rows[name][row, count:] == 0).all()
 
 
-def test_storage_follows_the_vocabulary():
-    big = [[65_535, 1]]
-    assert pack(big, 4, vocab_size=65_536).stream.dtype == np.uint16
-    assert pack(big, 4, vocab_size=65_537).stream.dtype == np.uint32
-    assert pack(big, 4, vocab_size=65_536)[0]["tokens"].tolist() == [0, 65_535, 1, 0]
+@settings(deadline=None)
+@given(documents, lengths, st.randoms(use_true_random=False))
+def test_order_and_names(token_lists, seq_len, random):
+    order = list(range(len(token_lists)))
+    random.shuffle(order)
+    rows = pack(token_lists, seq_len, order)
+    plain = pack([token_lists[i] for i in order], seq_len)
+    for name, values in all_rows(rows).items():
+        np.testing.assert_array_equal(values, all_rows(plain)[name])
+    for index in range(len(rows)):
+        row = rows[index]
+        segments = len(set(row["segment_ids"].tolist()) - {0})
+        assert len(rows.names(index)) == segments
+    first = [name for index in range(len(rows)) for name in rows.names(index)]
+    assert list(dict.fromkeys(first)) == [f"document {i}" for i in order]
+
+
+def test_a_part_of_the_stream():
+    rows = pack([[1, 2, 3], [4]], seq_len=4)
+    assert rows.token_count == 6
+    assert rows.stream(0, 6).tolist() == [0, 1, 2, 3, 0, 4]
+    assert rows.stream(2, 6).tolist() == [2, 3, 0, 4]
+    assert rows.stream(5, 7).tolist() == [4, 0]  # and the first separator again
+
+
+def test_an_empty_row_is_padding():
+    rows = pack([[1, 2, 3]], seq_len=4)
+    empty = rows.empty_row()
+    assert empty.keys() == rows[0].keys()
+    assert all(array.dtype == np.int32 for array in empty.values())
+    assert (empty["segment_ids"] == 0).all()
 
 
 def test_bounds():

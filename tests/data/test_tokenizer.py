@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -110,13 +109,6 @@ def test_decode_of_cut_characters_and_wrong_ids():
 
 
 @both
-def test_encode_batch(tokenizer):
-    batch = tokenizer.encode_batch(TEXTS)
-    for ids, text in zip(batch, TEXTS, strict=True):
-        np.testing.assert_array_equal(ids, tokenizer.encode(text))
-
-
-@both
 def test_save_and_load(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
@@ -140,10 +132,8 @@ def test_files_that_are_no_tokenizer(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"no tokenizer\.json"):
             load_tokenizer(path)
-    BPE.save(path)
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "pre_tokenizer": None}))
-    with pytest.raises(ValueError, match="splits words differently"):
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         load_tokenizer(path)
 
 
@@ -153,7 +143,8 @@ warnings.simplefilter("always")  # Python shows none of fork's where it raises
 from swa_jax.data.tokenizer import train_bpe
 texts = [inspect.getsource(module) for module in (argparse, inspect, os, textwrap)]
 bpe = train_bpe(texts, vocab_size=1000)
-bpe.encode_batch(texts)
+for text in texts:
+    bpe.encode(text)
 bpe.save(sys.argv[1])
 if os.fork() == 0:
     bpe.encode("in the child, too")
