@@ -1,49 +1,106 @@
-"""Checkpoints through Orbax: written in the background, complete or not there at all.
+"""Checkpoints: written in the background, complete or not there, and verified.
 
-A checkpoint has four items: "params", "progress" (step and optimizer state), "data"
-(position of the data iterator, fingerprint of the corpus) and "config". There is no
-random state beyond the seed, in the configuration, and the step: windows, rows and
-initial values are pure functions of the two.
+The folder of a step N holds "params", "mean_params" where there are some, and
+"progress" (the rest of the state), which Orbax writes, and our `run.json` (position in
+the data, fingerprint of the text, configuration, validation loss, what made it). There
+is no random state beyond the seed, in the configuration, and the step: windows, rows
+and initial values are pure functions of the two.
+
+A save writes `N.unfinished`, then the checksums of all its files, puts everything on
+disk and renames the folder to `N`: the rename is the commit. Orbax alone would not
+notice a flipped bit.
 """
 
+import json
+import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 
 from swa_jax.configuration import differences, to_dict
 from swa_jax.training.config import RunConfig
+from swa_jax.training.manifest import (
+    check_file,
+    find_damage,
+    sync_folder,
+    write_manifest,
+)
+from swa_jax.training.provenance import provenance
 from swa_jax.training.step import TrainState
 
 # What a resumed run may change: none of it changes the numbers, but for the rounding
-# of another mesh. The text is known by its fingerprint, wherever it lies.
-MAY_CHANGE = ("mesh.", "checkpoint.", "logging.", "data.path")
+# of another mesh or of other pieces of the same work, and for steps that the guard is
+# told to let go. The text is known by its fingerprint, wherever it lies.
+MAY_CHANGE = (
+    "mesh.",
+    "batch.accumulation",
+    "loss.chunk",
+    "model.remat",
+    "guard.",
+    "checkpoint.",
+    "logging.",
+    "runtime.",
+    "data.path",
+    "data.field",
+    "data.sources",
+    "data.on_bad_record",
+    "data.workers",
+)
+RECORD_FILE = "run.json"
+UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
+_LIMIT = 24 * 3600  # seconds for one save; a slow disk is no error
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+class SavedRun(NamedTuple):
+    """What a checkpoint says of its run."""
+
+    data: dict[str, Any]  # "fingerprint" of the text, "iterator": the position
+    config: dict[str, Any]
+    validation_loss: float | None  # nats/token at the largest window, if measured
+    provenance: dict[str, str]
 
 
 class Checkpoints:
     """The checkpoints of a run folder; a context manager that waits for the last."""
 
     def __init__(self, folder: Path, /, *, keep: int | None = None):
-        """`keep`: number of checkpoints, the newest, that saving leaves.
+        """`keep`: number of the newest checkpoints that saving leaves, beside the best.
 
-        None: a reader, which makes and removes nothing.
+        None: a reader, which makes and removes nothing. A writer is alone (`locked`)
+        and clears away what saves that were cut off have left.
         """
         self.folder = folder.absolute()
-        self._orbax = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                create=keep is not None,
-                enable_async_checkpointing=True,
-            ),
+        self.notes: list[str] = []  # sentences on what was found damaged
+        self._keep = keep
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(), timeout_secs=_LIMIT
         )
+        self._commit: threading.Thread | None = None
+        self._failure: SaveFailed | None = None
+        if keep is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for suffix in (UNFINISHED, REMOVED):
+                for leftover in self.folder.glob(f"*{suffix}*"):
+                    remove(leftover)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except SaveFailed:
+            if kind is None:
+                raise
+        finally:
+            self._orbax.close()
 
     def save(
         self,
@@ -53,47 +110,119 @@ class Checkpoints:
         step: int,
         data: Mapping[str, Any],
         config: RunConfig,
+        validation_loss: float | None = None,
     ) -> None:
-        """Starts to write a checkpoint; the state may be given up on return."""
-        progress = {"step": state.step, "opt_state": state.opt_state}
-        self._orbax.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                progress=ocp.args.StandardSave(progress),
-                data=ocp.args.JsonSave(dict(data)),
-                config=ocp.args.JsonSave(to_dict(config)),
-            ),
-        )
+        """Starts to write a checkpoint; the state may be given up on return.
 
-    def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None where there is none."""
-        # A save that is under way has a name before it has its contents.
-        self._orbax.wait_until_finished()
-        return self._orbax.latest_step()
+        Waits for the save before. Raises SaveFailed for either of them.
+        """
+        self.wait()
+        record = SavedRun(dict(data), to_dict(config), validation_loss, provenance())
+        try:
+            self._orbax.save(
+                self.folder / f"{step}{UNFINISHED}",
+                args=ocp.args.Composite(
+                    **{n: ocp.args.StandardSave(v) for n, v in _items(state).items()}
+                ),
+            )
+        except Exception as error:  # of orbax, tensorstore, or the file system
+            raise self._failed(step, error) from error
+        self._commit = threading.Thread(target=self._finish, args=(step, record))
+        self._commit.start()
+
+    def wait(self) -> None:
+        """Waits for the save that is under way; raises SaveFailed if it failed."""
+        if self._commit is not None:
+            self._commit.join()
+            self._commit = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises SaveFailed where a save in the background has failed by now."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, in order."""
-        self._orbax.wait_until_finished()
-        return sorted(self._orbax.all_steps())
+        """The steps of the committed checkpoints, in order; damaged ones too."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def damage(self, step: int, /) -> str | None:
+        """What is wrong with a checkpoint, by the name of the file; None: nothing."""
+        return find_damage(self.folder / str(step))
+
+    def latest_step(self) -> int | None:
+        """The newest step whose checkpoint verifies; None where there is none at all.
+
+        Damaged ones that are passed over get a line each in `notes`. Raises ValueError
+        where there are checkpoints and every one is damaged.
+        """
+        self.wait()
+        damage = {}
+        for step in reversed(self.steps()):
+            words = self.damage(step)
+            if words is None:
+                self.notes += [
+                    f"warning: checkpoint {self.folder / str(wrong)} is damaged "
+                    f"({words}); step {step} before it is taken"
+                    for wrong, words in damage.items()
+                ]
+                return step
+            damage[step] = words
+        if not damage:
+            return None
+        found = "; ".join(f"{step}: {words}" for step, words in damage.items())
+        raise ValueError(
+            f"every checkpoint in {self.folder} is damaged: {found}. Put back a copy, "
+            "or begin again in another folder"
+        )
+
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss, the older one of two equal ones.
+
+        None where no checkpoint has one that can be trusted.
+        """
+        losses = {}
+        for step in self.steps():
+            try:
+                loss = self.record(step).validation_loss
+            except ValueError:
+                continue
+            if loss is not None:
+                losses[step] = loss
+        return min(losses, key=lambda step: (losses[step], step), default=None)
+
+    def record(self, step: int, /) -> SavedRun:
+        """What a checkpoint says of its run; ValueError where that is damaged."""
+        folder = self.folder / str(step)
+        check_file(folder, RECORD_FILE)
+        return SavedRun(**json.loads((folder / RECORD_FILE).read_bytes()))
+
+    def set_aside_after(self, step: int, /) -> None:
+        """Renames the checkpoints after a step, which a resumed run passed over."""
+        for later in self.steps():
+            if later > step:
+                aside = self.folder / f"{later}{DAMAGED}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(later)).rename(aside)
+                self.notes.append(f"it is kept as {aside}")
 
     def restore(self, abstract: TrainState, /, *, step: int) -> TrainState:
         """The state of a step, on the devices that the shardings of `abstract` name."""
-        progress = {"step": abstract.step, "opt_state": abstract.opt_state}
+        items = _items(abstract)
         restored = self._read(
-            step,
-            params=ocp.args.StandardRestore(abstract.params),
-            progress=ocp.args.StandardRestore(progress),
+            step, **{n: ocp.args.StandardRestore(v) for n, v in items.items()}
         )
-        return TrainState(params=restored["params"], **restored["progress"])
+        progress = restored.pop("progress")
+        return abstract._replace(**restored, **progress)
 
-    def restore_params(self, abstract: Any, /, *, step: int) -> Any:
-        """The parameters alone: a third of the bytes."""
-        return self._read(step, params=ocp.args.StandardRestore(abstract))["params"]
-
-    def restore_data(self, step: int, /) -> dict[str, Any]:
-        """The item "data" of a step."""
-        return self._read(step, data=ocp.args.JsonRestore())["data"]
+    def restore_params(self, abstract: Any, /, *, step: int, mean: bool = False) -> Any:
+        """The parameters alone, or their running mean: a third of the bytes."""
+        name = "mean_params" if mean else "params"
+        return self._read(step, **{name: ocp.args.StandardRestore(abstract)})[name]
 
     def _read(self, step: int, /, **items: Any) -> Any:
         """The items of a step.
@@ -101,15 +230,65 @@ class Checkpoints:
         Raises:
           ValueError: orbax cannot read them.
         """
+        folder = self.folder / str(step)
         try:
-            return self._orbax.restore(step, args=ocp.args.Composite(**items))
+            return dict(self._orbax.restore(folder, args=ocp.args.Composite(**items)))
         except Exception as error:  # of orbax, tensorstore, or the file system
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"the checkpoint {self.folder / str(step)} cannot be read, "
-                f"{type(error).__name__}: {reason}. It may be damaged: move it out of "
-                "the run to go on from the one before"
+                f"the checkpoint {folder} cannot be read, {type(error).__name__}: "
+                f"{reason}. Its files are as they were written: code that stores "
+                "another state has written them"
             ) from error
+
+    def _finish(self, step: int, record: SavedRun) -> None:
+        """Commits what Orbax is writing, then removes what is no longer kept."""
+        unfinished = self.folder / f"{step}{UNFINISHED}"
+        try:
+            self._orbax.wait_until_finished()
+            text = json.dumps(record._asdict(), indent=1) + "\n"
+            (unfinished / RECORD_FILE).write_text(text, encoding="utf-8")
+            write_manifest(unfinished)
+            unfinished.rename(self.folder / str(step))
+            sync_folder(self.folder)
+            self._prune()
+        except Exception as error:  # it belongs to the training loop
+            self._failure = self._failed(step, error)
+            self._failure.__cause__ = error
+
+    def _prune(self) -> None:
+        """Keeps the newest ones and the best; the newest of all is sound."""
+        if self._keep is None:
+            return
+        steps = self.steps()
+        for step in set(steps[: -self._keep]) - {self.best_step()}:
+            removed = self.folder / f"{step}{REMOVED}"
+            (self.folder / str(step)).rename(removed)
+            remove(removed)
+
+    def _failed(self, step: int, error: Exception) -> SaveFailed:
+        """The error of a save; the space that its files take is free again."""
+        for leftover in self.folder.glob(f"{step}{UNFINISHED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        reason = str(error).strip().partition("\n")[0]
+        return SaveFailed(
+            f"step {step} could not be saved in {self.folder}: {reason}. The "
+            f"checkpoints before it are whole: {self.steps() or 'none'}. Make room or "
+            "give permission to write, then go on with --resume"
+        )
+
+
+def remove(folder: Path, /) -> None:
+    """Deletes a folder that has no step's name any more."""
+    shutil.rmtree(folder)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """A state in the pieces that can be read without the others."""
+    fields = {name: v for name, v in state._asdict().items() if v is not None}
+    apart = ("params", "mean_params")
+    items = {name: fields.pop(name) for name in apart if name in fields}
+    return {**items, "progress": fields}
 
 
 def check_same_run(saved: RunConfig, asked: RunConfig, /) -> None:

@@ -1,22 +1,26 @@
 """A run folder: what is in it, how one begins, and how a trained model is opened."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from swa_jax.configuration import from_dict, to_dict
+from swa_jax.data.one_move import write_in_one_move
 from swa_jax.data.tokenizer import Tokenizer, load_tokenizer
 from swa_jax.models.language_model import Model, language_model
 from swa_jax.training.checkpoint import Checkpoints, check_same_run
-from swa_jax.training.config import MeshConfig, RunConfig
-from swa_jax.training.metrics import write_in_one_move
+from swa_jax.training.config import MeshConfig, RunConfig, Step
+from swa_jax.training.export import is_export, read_export
+from swa_jax.training.lock import LOCK_FILE
 from swa_jax.training.sharding import make_mesh, params_shardings
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINT_FOLDER = "checkpoints"
+BEGUN = (LOCK_FILE, CONFIG_FILE + ".tmp")  # of a run that died as it began
 
 
 class Run(NamedTuple):
@@ -24,21 +28,25 @@ class Run(NamedTuple):
 
     config: RunConfig
     model: Model
-    params: Any  # nested dict of float32 arrays
+    params: Any  # nested dict of float32 arrays; their running mean, if there is one
     tokenizer: Tokenizer
     step: int  # completed optimizer steps
+    fingerprint: str  # of the text that it was trained on
+    notes: tuple[str, ...] = ()  # on checkpoints that were found damaged
 
 
 def open_run(
-    path: Path, /, *, step: int | None = None, mesh: MeshConfig | None = None
+    path: Path, /, *, step: Step = "newest", mesh: MeshConfig | None = None
 ) -> Run:
-    """The run of a folder after a step (None: the newest checkpoint).
+    """The run of a folder after a step, from its checkpoints or from an export.
 
+    "newest" is the newest checkpoint that verifies; nothing damaged is ever returned.
     The parameters lie on a mesh (None: whole, on the first device). Opening changes
     nothing in the folder, which may belong to a run in progress.
 
     Raises FileNotFoundError where there is no run, no tokenizer or no checkpoint, and
-    ValueError for a configuration that is not one, or a step without a checkpoint.
+    ValueError for a configuration that is not one, a step without a checkpoint and a
+    checkpoint that is damaged.
     """
     path = Path(path)
     config = read_config(path)
@@ -54,23 +62,51 @@ def open_run(
         shapes,
         shardings,
     )
-    with Checkpoints(path / CHECKPOINT_FOLDER) as checkpoints:
-        step = _choose_step(checkpoints, step)
-        params = checkpoints.restore_params(abstract, step=step)
-    tokenizer = load_tokenizer(path / TOKENIZER_FILE)
-    return Run(config, model, params, tokenizer, step)
+    if is_export(path):
+        params, number, fingerprint = read_export(path, abstract, step=step)
+        notes = ()
+    else:
+        with Checkpoints(path / CHECKPOINT_FOLDER) as checkpoints:
+            number = choose_step(checkpoints, step)
+            mean = config.optimizer.ema_decay is not None
+            params = checkpoints.restore_params(abstract, step=number, mean=mean)
+            fingerprint = checkpoints.record(number).data["fingerprint"]
+            notes = tuple(checkpoints.notes)
+    tokenizer = load_tokenizer(path / TOKENIZER_FILE, separator=config.data.separator)
+    return Run(config, model, params, tokenizer, number, fingerprint, notes)
 
 
-def _choose_step(checkpoints: Checkpoints, step: int | None) -> int:
+def choose_step(checkpoints: Checkpoints, step: Step, /) -> int:
+    """The number of a step whose checkpoint verifies.
+
+    Raises FileNotFoundError where there is no checkpoint, ValueError where this step
+    has none or a damaged one.
+    """
     steps = checkpoints.steps()
     if not steps:
         raise FileNotFoundError(
             f"{checkpoints.folder} holds no complete checkpoint yet; `swax train "
             "--resume` goes on with the run"
         )
-    if step is not None and step not in steps:
+    number = step
+    if step == "newest":
+        number = checkpoints.latest_step()
+    elif step == "best":
+        number = checkpoints.best_step()
+    if number is None:
+        raise ValueError(
+            f"no checkpoint in {checkpoints.folder} has a validation loss yet; give "
+            f"the number of a step, of {steps}"
+        )
+    if number not in steps:
         raise ValueError(f"no checkpoint of {step=}; the run has those of {steps}")
-    return steps[-1] if step is None else step
+    damage = None if step == "newest" else checkpoints.damage(number)
+    if damage is not None:
+        raise ValueError(
+            f"checkpoint {checkpoints.folder / str(number)} is damaged: {damage}. "
+            "`swax checkpoints` shows which ones are whole"
+        )
+    return number
 
 
 def read_config(path: Path, /) -> RunConfig:
@@ -97,18 +133,32 @@ def check_folder(path: Path, config: RunConfig, /, *, resume: bool) -> None:
     """Raises an error that says what to do where a run may not begin or go on here.
 
     Beginning needs a folder that is empty or not there (else ValueError); resuming
-    needs one with the same configuration (else FileNotFoundError or ValueError).
+    needs one with the same configuration (else FileNotFoundError or ValueError). Either
+    needs one that can be written (else PermissionError).
     """
+    if resume and not path.exists():
+        raise FileNotFoundError(
+            f"there is no run to resume in {path}; leave --resume out to begin one"
+        )
     if resume:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"there is no run to resume in {path}; leave --resume out to begin one"
-            )
         check_same_run(read_config(path), config)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (
+        not path.is_dir() or any(file.name not in BEGUN for file in path.iterdir())
+    ):
         raise ValueError(
             f"{path} is not an empty folder; go on with its run with --resume, or give "
             "another --out"
+        )
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Raises PermissionError where a folder could not be made or written."""
+    path = path.absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{there} cannot be written; give permission to, or another --out"
         )
 
 

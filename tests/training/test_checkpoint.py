@@ -1,14 +1,27 @@
 """Checkpoints: exact, complete or absent, and for the same run only."""
 
 import dataclasses
+import pickle
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swa_jax.training.checkpoint import Checkpoints, check_same_run, check_same_text
-from swa_jax.training.config import MeshConfig, OptimizerConfig
+from swa_jax.training import checkpoint
+from swa_jax.training.checkpoint import (
+    Checkpoints,
+    SaveFailed,
+    check_same_run,
+    check_same_text,
+)
+from swa_jax.training.config import (
+    GuardConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+)
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.sharding import (
     abstract_state,
@@ -24,7 +37,7 @@ def pieces(mesh):
     optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2), steps=10)
     abstract = abstract_state(model, optimizer, make_mesh(mesh))
     state = sharded_initial_state(model, optimizer, abstract, seed=0)
-    step = jit_train_step(model, optimizer, abstract, accumulation=1)
+    step = jit_train_step(model, optimizer, abstract)
     return abstract, state, step
 
 
@@ -47,7 +60,7 @@ def test_a_save_is_what_the_state_was_although_training_goes_on(tmp_path):
         assert checkpoints.latest_step() == 4
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [3, 4]
-        assert checkpoints.restore_data(3) == {"at": 3}
+        assert checkpoints.record(3).data == {"at": 3}
         for completed in (3, 4):
             restored = checkpoints.restore(abstract, step=completed)
             for want, got in zip(saved[completed], copies(restored), strict=True):
@@ -78,10 +91,126 @@ def test_a_save_that_was_cut_off_is_not_there(tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.save(state, step=1, data={}, config=run_config())
-    # What a killed process leaves: Orbax writes here and renames at the end.
-    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    # What killed processes leave, of Orbax's and of our own.
+    for name in ("2.unfinished.orbax-checkpoint-tmp", "2.unfinished", "0.removed"):
+        (folder / name / "params").mkdir(parents=True)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step() == 1
+    assert len(list(folder.iterdir())) == 4, "a reader removes nothing"
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.latest_step() == 1
+    assert [path.name for path in folder.iterdir()] == ["1"]
+
+
+def save_steps(folder, state, steps, *, keep=2, losses=()):
+    losses = dict(losses)
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(
+                state,
+                step=step,
+                data={},
+                config=run_config(),
+                validation_loss=losses.get(step),
+            )
+        checkpoints.wait()
+        return checkpoints.steps(), checkpoints.best_step()
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    losses = {1: 3.0, 2: 2.5, 4: 2.5, 5: 2.75}
+    assert save_steps(folder, state, range(1, 7), losses=losses) == ([2, 5, 6], 2)
+    assert save_steps(folder, state, [7, 8], keep=1, losses={8: 2.25}) == ([8], 8)
+    assert save_steps(folder, state, [9], keep=1) == ([8, 9], 8)
+
+
+def damage_file(path):
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 4
+    path.write_bytes(contents)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(tmp_path):
+    abstract, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1, 2, 3], keep=3, losses={1: 2.0, 2: 1.0})
+    damage_file(folder / "3" / "progress" / "_METADATA")
+    damage_file(folder / "2" / "run.json")
+    with Checkpoints(folder, keep=3) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.best_step() == 1, "a loss that cannot be trusted is none"
+        notes = "\n".join(checkpoints.notes)
+        assert f"{folder / '3'} is damaged (progress/_METADATA has other" in notes
+        assert f"{folder / '2'} is damaged (run.json has other contents" in notes
+        with pytest.raises(ValueError, match=r"run\.json has other contents"):
+            checkpoints.record(2)
+        checkpoints.restore(abstract, step=1)
+        checkpoints.set_aside_after(1)
+        assert checkpoints.steps() == [1]
+        assert (folder / "3.damaged").is_dir()
+    assert save_steps(folder, state, [2, 3], keep=1)[0] == [1, 3]
+
+
+def test_where_all_are_damaged_nothing_is_taken(tmp_path):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1, 2])
+    for step in ("1", "2"):
+        (folder / step / "manifest.json").unlink()
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(ValueError, match=r"every .* damaged: 2: manifest.json is miss"),
+    ):
+        checkpoints.latest_step()
+
+
+def check_for_a_while(checkpoints):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        checkpoints.check()  # what each step does
+
+
+def test_a_failed_save_is_told_and_leaves_the_others_whole(tmp_path, monkeypatch):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1])
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(folder, keep=1) as checkpoints:
+        monkeypatch.setattr(checkpoint, "write_manifest", full)
+        checkpoints.save(state, step=2, data={}, config=run_config())
+        with pytest.raises(SaveFailed, match=r"step 2 .*No space left.* whole: \[1\]"):
+            checkpoints.wait()
+        checkpoints.check()
+        assert [path.name for path in folder.iterdir()] == ["1"], "the space is free"
+        checkpoints.save(state, step=3, data={}, config=run_config())
+        with pytest.raises(SaveFailed, match="step 3"):
+            check_for_a_while(checkpoints)
+        assert checkpoints.latest_step() == 1
+    with (
+        pytest.raises(SaveFailed, match="step 4"),
+        Checkpoints(folder, keep=1) as checkpoints,
+    ):
+        checkpoints.save(state, step=4, data={}, config=run_config())
+
+
+def test_reading_unpickles_nothing(tmp_path, monkeypatch):
+    abstract, state, _ = pieces(MeshConfig(data=1))
+    save_steps(tmp_path / "checkpoints", state, [1])
+
+    def refuse(*_, **__):
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.record(1)
+        checkpoints.restore(abstract, step=1)
 
 
 def test_a_reader_makes_no_folder(tmp_path):
@@ -109,8 +238,14 @@ def test_what_changes_no_number_may_change():
         logging=dataclasses.replace(config.logging, every=7),
         checkpoint=dataclasses.replace(config.checkpoint, keep=7),
         data=dataclasses.replace(config.data, path="elsewhere"),
+        batch=dataclasses.replace(config.batch, accumulation=1),
+        model=dataclasses.replace(MODEL, remat="full"),
+        loss=LossConfig(chunk=8),
+        guard=GuardConfig(nonfinite="skip"),
     )
     check_same_run(config, changed)
+    with pytest.raises(ValueError, match=r"loss\.z_loss"):
+        check_same_run(config, dataclasses.replace(config, loss=LossConfig(z_loss=0.1)))
 
 
 def test_another_text_is_refused_by_its_fingerprint():
