@@ -48,6 +48,10 @@ class GlobalMixer(Protocol):
         state: Any,
     ) -> tuple[jax.Array, Any]: ...
 
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]: ...
+
 
 class LocalMixer(Protocol):
     """What a block asks of a local mixer; `activation`: SiLU belongs to it."""
@@ -111,6 +115,27 @@ class ParallelBlock(nnx.Module):
             branches | mixed, x_BTD, window=window, state=mixer, **options
         )
         return self.out(y_BTM), None if state is None else MixerState(local, mixer)
+
+    def statistics(
+        self,
+        x_BTD: jax.Array,
+        /,
+        *,
+        positions_BT: jax.Array,
+        window: int | jax.Array | None,
+        segment_ids_BT: jax.Array | None,
+    ) -> dict[str, jax.Array]:
+        """Returns what the global mixer says of its gates or logits: scalars by name.
+
+        A name ends in what becomes of it over layers: _mean, _min or _max. Its cost is
+        quadratic in the tokens.
+        """
+        options = {"positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
+        branches = self.branches(x_BTD)
+        mixed, _ = self._mix_locally(branches, state=None, **options)
+        return self.global_mixer.statistics(
+            branches | mixed, x_BTD, window=window, **options
+        )
 
     def _mix_locally(
         self, branches: dict[str, jax.Array], *, state: Any, **options: Any

@@ -148,10 +148,16 @@ def training_flops_per_token(
 def remat_flops_per_token(config: ModelConfig, /, *, seq_len: int, window: int) -> int:
     """The FLOPs/token that rematerialisation adds to training, 0 if it is off.
 
-    Each period is computed once more in the backward pass; the head is not.
+    "full" computes each period once more in the backward pass, "dots" what is no
+    product with a matrix of parameters; the head is computed once.
     """
     layers = _layers_forward_flops(config, seq_len=seq_len, window=window)
-    return layers if config.remat else 0
+    if config.remat == "none":
+        return 0
+    if config.remat == "full":
+        return layers
+    count = parameter_count(config)
+    return layers - 2 * (count.matmul - count.head)
 
 
 def state_bytes(

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from swa_jax.layers.feed_forward import SwiGLU
@@ -53,6 +54,18 @@ class Block(nnx.Module):
         )
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), state
+
+    def statistics(
+        self, x_BTD: jax.Array, /, *, window: int | jax.Array, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns what the mixer says of itself at x_BTD, with the size of x_BTD."""
+        of_mixer = self.mixer.statistics(
+            self.mixer_norm(x_BTD),
+            window=None if self.reads_all else window,
+            **options,
+        )
+        square = jnp.mean(jnp.square(x_BTD.astype(jnp.float32)))
+        return {"input_rms_mean": jnp.sqrt(square), **of_mixer}
 
 
 @functools.cache

@@ -3,13 +3,21 @@ is wanted and what came."""
 
 from typing import Any
 
+_LARGEST_COUNT = 2**31 - 1  # sizes are int32 on a device
+_FLOAT32_RANGE = (2.0**-126, 3.4e38)  # outside of it a number is 0 or infinite there
+
 
 def check_count(config: Any, name: str, /) -> None:
-    """Returns nothing; the field is an integer of at least 1."""
+    """Returns nothing; the field is an integer from 1 to 2^31 - 1."""
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1:
         raise ValueError(
             f"{_field(config, name)} must be an integer >= 1, got {value!r}"
+        )
+    if value > _LARGEST_COUNT:
+        raise ValueError(
+            f"{_field(config, name)} must be an integer < 2**31, got {value!r}"
         )
 
 
@@ -24,9 +32,11 @@ def check_positive(config: Any, name: str, /) -> None:
     """Returns nothing; the field is a finite number above 0."""
     value = getattr(config, name)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
+    smallest, largest = _FLOAT32_RANGE
+    if not number or not smallest <= value <= largest:
         raise ValueError(
-            f"{_field(config, name)} must be a finite number > 0, got {value!r}"
+            f"{_field(config, name)} must be a finite number > 0 that float32 holds, "
+            f"got {value!r}"
         )
 
 

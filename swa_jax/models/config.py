@@ -13,7 +13,6 @@ from swa_jax.models.checks import (
     check_optional_counts,
     check_part,
     check_positive,
-    check_switch,
 )
 from swa_jax.models.mixer_config import (
     ATTENTION_KINDS,
@@ -36,9 +35,11 @@ __all__ = [
     "MLSTMConfig",
     "ModelConfig",
     "RecurrentConfig",
+    "RematPolicy",
 ]
 
 ComputeDtype = Literal["bfloat16", "float32"]
+RematPolicy = Literal["none", "dots", "full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,9 @@ class ModelConfig:
         norm_eps: added to the mean square in every RMS norm.
         dtype: of the computation, "bfloat16" or "float32"; parameters, gates,
             logits and memories are float32 either way.
-        remat: recompute each period in the backward pass instead of keeping it.
+        remat: what the backward pass computes again instead of keeping it: "none" of
+            it, all of a period but the products with its matrices ("dots"), or the
+            whole period ("full"). It changes memory and time, not the result.
     """
 
     vocab_size: int
@@ -78,7 +81,7 @@ class ModelConfig:
     logit_softcap: float | None = 30.0
     norm_eps: float = 1e-6
     dtype: ComputeDtype = "bfloat16"
-    remat: bool = False
+    remat: RematPolicy = "none"
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "periods"):
@@ -88,7 +91,7 @@ class ModelConfig:
             check_positive(self, "logit_softcap")
         check_positive(self, "norm_eps")
         check_choice(self, "dtype", get_args(ComputeDtype))
-        check_switch(self, "remat")
+        check_choice(self, "remat", get_args(RematPolicy))
         _check_pattern(self.pattern)
         check_part(self, "attention", AttentionConfig)
         check_part(self, "mlstm", MLSTMConfig)
@@ -193,7 +196,12 @@ def _check_attention_widths(config: ModelConfig) -> None:
             f"d_model={config.d_model}, heads={config.attention.heads}; choose other "
             "heads or set attention.head_width"
         )
-    check_even_heads("attention", config.d_model // config.attention.heads)
+    if (config.d_model // config.attention.heads) % 2:
+        raise ValueError(
+            "ModelConfig: d_model / attention.heads, the head width, must be even, "
+            f"since rotary embedding turns pairs, got d_model={config.d_model}, "
+            f"heads={config.attention.heads}"
+        )
 
 
 def _check_mlstm_width(config: ModelConfig, name: str) -> None:

@@ -15,8 +15,9 @@ from swa_jax.layers.linear import Embedding, Linear
 from swa_jax.layers.normalization import RMSNorm
 from swa_jax.layers.soft_cap import soft_cap
 from swa_jax.models.block import block
-from swa_jax.models.config import ModelConfig
+from swa_jax.models.config import ModelConfig, RematPolicy
 from swa_jax.models.mixers import initial_mixer_state
+from swa_jax.models.statistics import layer_statistics
 
 Params = dict[str, Any]
 
@@ -34,8 +35,8 @@ class ModelState(NamedTuple):
     layers: dict[str, Any]
 
 
-class Apply(Protocol):
-    """The signature of `Model.apply`; `language_model` says what it returns."""
+class Hidden(Protocol):
+    """The signature of `Model.hidden`; `language_model` says what it returns."""
 
     def __call__(
         self,
@@ -55,28 +56,76 @@ class InitState(Protocol):
     def __call__(self, batch: int, /, *, window: int, context: int) -> ModelState: ...
 
 
+class Statistics(Protocol):
+    """The signature of `Model.statistics`; `language_model` says what it returns."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        /,
+        *,
+        window: int | jax.Array,
+        segment_ids: jax.Array | None = None,
+    ) -> dict[str, jax.Array]: ...
+
+
+def no_statistics(
+    params: Params, tokens_BT: jax.Array, /, **options: Any
+) -> dict[str, jax.Array]:
+    """Returns nothing, for a model that has nothing to say of its layers."""
+    return {}
+
+
 class Model(NamedTuple):
-    """A language model as pure functions of a plain nested dict of float32 arrays."""
+    """A language model as pure functions of a plain nested dict of float32 arrays.
+
+    The head, which reads `params["head"]` alone, stands apart from the rest, so that a
+    loss can take it to some of the tokens at a time.
+    """
 
     init: Callable[[jax.Array], Params]
-    apply: Apply
+    hidden: Hidden
+    head: Callable[[Params, jax.Array], jax.Array]
     init_state: InitState
+    statistics: Statistics = no_statistics
+
+    def apply(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        /,
+        *,
+        window: int | jax.Array,
+        segment_ids: jax.Array | None = None,
+        state: ModelState | None = None,
+    ) -> tuple[jax.Array, ModelState | None]:
+        """Returns the logits_BTV of each next token, and the state after the last."""
+        x_BTD, state = self.hidden(
+            params, tokens_BT, window=window, segment_ids=segment_ids, state=state
+        )
+        return self.head(params["head"], x_BTD), state
 
 
 def language_model(config: ModelConfig, /) -> Model:
-    """Returns init, apply and init_state of the model that a config describes.
+    """Returns the functions of the model that a config describes.
 
     - `init(key)`: the parameters. Everything under "periods" has a leading axis of
       periods.
-    - `apply(params, tokens_BT, *, window, segment_ids, state)`: the float32 logits_BTV
-      of each next token, and the state after the last token (None in, None out).
+    - `hidden(params, tokens_BT, *, window, segment_ids, state)`: x_BTD behind the final
+      norm, and the state after the last token (None in, None out).
       `window`, in tokens and the reading token included, is for the layers "swa"; a
       traced scalar serves every window with one compilation. Tokens see their own
       segment alone; with a state, no segment ids means that the last segment goes on.
       Rotary positions run on through segments: only differences count.
+    - `head(params["head"], x_BTD)`: the float32 logits_BTV of each next token;
+      `apply`, with the arguments of `hidden`, is the two together.
     - `init_state(batch, *, window, context)`: the state before the first token. Layers
       "swa" keep window - 1 tokens, which serves windows up to `window`; layers
       "attention" read at least the last `context` tokens and those of the call.
+    - `statistics(params, tokens_BT, *, window, segment_ids)`: scalars of the gates,
+      normalisers and attention logits of each kind of layer (`layer_statistics`), at a
+      cost quadratic in the tokens.
 
     They raise ValueError for tokens, segment ids, a state, a window or parameters that
     do not fit the model or each other; a traced window larger than the one that the
@@ -84,8 +133,10 @@ def language_model(config: ModelConfig, /) -> Model:
     """
     return Model(
         functools.partial(_init, config),
-        functools.partial(_apply, config),
+        functools.partial(_hidden, config),
+        functools.partial(_head, config),
         functools.partial(_init_state, config),
+        functools.partial(_statistics, config),
     )
 
 
@@ -130,7 +181,7 @@ def _init_each(parts: dict[str, Functional], key: jax.Array) -> Params:
     return {n: parts[n].init(key) for n, key in zip(parts, keys, strict=True)}
 
 
-def _apply(
+def _hidden(
     config: ModelConfig,
     params: Params,
     tokens_BT: jax.Array,
@@ -159,14 +210,40 @@ def _apply(
         segment_ids_BT=segment_ids,
     )
     x_BTD = outside["final_norm"].bind(params["final_norm"])(x_BTD)
-    logits_BTV = outside["head"].bind(params["head"])(x_BTD)
-    if config.logit_softcap is not None:
-        logits_BTV = soft_cap(logits_BTV, cap=config.logit_softcap)
     if state is None or segment_ids is None:
-        return logits_BTV, None
+        return x_BTD, None
     position_B = state.position_B + tokens_BT.shape[1]
     segment_id_B = segment_ids[:, -1].astype(jnp.int32)
-    return logits_BTV, ModelState(position_B, segment_id_B, layer_states)
+    return x_BTD, ModelState(position_B, segment_id_B, layer_states)
+
+
+def _head(config: ModelConfig, params: Params, x_BTD: jax.Array, /) -> jax.Array:
+    outside, _ = _parts(config)
+    logits_BTV = outside["head"].bind(params)(x_BTD)
+    if config.logit_softcap is None:
+        return logits_BTV
+    return soft_cap(logits_BTV, cap=config.logit_softcap)
+
+
+def _statistics(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    /,
+    *,
+    window: int | jax.Array,
+    segment_ids: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    _check_tokens(tokens_BT, segment_ids)
+    outside, layers = _parts(config)
+    return layer_statistics(
+        layers,
+        params["periods"],
+        outside["embed"].bind(params["embed"])(tokens_BT),
+        positions_BT=jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None],
+        window=window,
+        segment_ids_BT=segment_ids,
+    )
 
 
 def _scan_periods(
@@ -197,9 +274,20 @@ def _scan_periods(
             )
         return x_BTD, new_states
 
-    body = jax.checkpoint(period, prevent_cse=False) if config.remat else period
+    body = _rematerialised(period, config.remat)
     inputs = (params, layer_states)
     return jax.lax.scan(body, x_BTD, inputs, length=config.periods)
+
+
+def _rematerialised(period: Callable[..., Any], policy: RematPolicy) -> Any:
+    """Returns the period that keeps for its backward pass what the policy says."""
+    if policy == "none":
+        return period
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    return jax.checkpoint(period, prevent_cse=False, policy=policies[policy])
 
 
 def _init_state(

@@ -54,7 +54,7 @@ SIZES: dict[str, dict] = {
         "layers": 24,
         "attention": 16,
         "mlstm": 4,
-        "remat": True,
+        "remat": "full",
     },
     "7b": {
         "vocab_size": 128_000,
@@ -62,7 +62,7 @@ SIZES: dict[str, dict] = {
         "layers": 32,
         "attention": 32,
         "mlstm": 8,
-        "remat": True,
+        "remat": "full",
     },
 }
 

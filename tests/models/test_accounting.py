@@ -129,10 +129,21 @@ def test_training_costs_three_forward_passes_and_remat_the_layers_once_more():
     forward = forward_flops_per_token(config, **lengths)
     assert training_flops_per_token(config, **lengths) == 3 * forward
     assert remat_flops_per_token(config, **lengths) == 0
-    remat = dataclasses.replace(config, remat=True)
+    remat = dataclasses.replace(config, remat="full")
     assert training_flops_per_token(remat, **lengths) == 3 * forward
     head = 2 * config.vocab_size * config.d_model
     assert remat_flops_per_token(remat, **lengths) == forward - head
+
+
+def test_remat_of_dots_computes_what_depends_on_the_lengths_again():
+    config = dataclasses.replace(EVERY_SWITCH, remat="dots")
+    lengths = {"seq_len": 64, "window": 16}
+    forward = forward_flops_per_token(config, **lengths)
+    products = 2 * parameter_count(config).matmul
+    assert remat_flops_per_token(config, **lengths) == forward - products
+    plain = dataclasses.replace(config, pattern=("mlstm",), periods=2)
+    memories = 2 * 6 * 3 * plain.mlstm_key_width * plain.mlstm_value_width
+    assert remat_flops_per_token(plain, **lengths) == memories
 
 
 @pytest.mark.parametrize("wrong", ["seq_len", "window"])

@@ -121,8 +121,9 @@ def test_packed_documents_equal_the_documents_alone(make_tiny, kind):
     assert_gradients_close(packed_grads, alone_grads)
 
 
-def test_rematerialisation_changes_no_gradient(make_tiny):
-    plain, remat = make_tiny("swa"), make_tiny("swa", remat=True)
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_rematerialisation_changes_no_gradient(make_tiny, policy):
+    plain, remat = make_tiny("swa"), make_tiny("swa", remat=policy)
     cotangent = np.random.default_rng(5).standard_normal((T, T, 400))
     arguments = (
         plain.params,

@@ -1,5 +1,7 @@
 """AdamW against its formulas in float64 NumPy, and what decays."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -10,7 +12,12 @@ import pytest
 from swa_jax.models.language_model import language_model
 from swa_jax.models.presets import PRESETS
 from swa_jax.training.config import OptimizerConfig
-from swa_jax.training.optimizer import decays, learning_rate_at, make_optimizer
+from swa_jax.training.optimizer import (
+    decays,
+    learning_rate_at,
+    make_optimizer,
+    running_mean,
+)
 from swa_jax.training.sharding import path_name
 
 
@@ -24,6 +31,66 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     expected = config.peak_lr * (0.1 + 0.9 * (1 + np.cos(angle)) / 2)
     np.testing.assert_allclose(rates[10:], expected, rtol=1e-5)
     assert rates[-1] == pytest.approx(0.1 * config.peak_lr)
+
+
+def test_warm_up_stable_decay():
+    config = OptimizerConfig(
+        peak_lr=2.0**-9,
+        schedule="wsd",
+        warmup_fraction=0.1,
+        decay_fraction=0.2,
+        final_lr_ratio=0.05,
+    )
+    rates = np.array(
+        [learning_rate_at(config, jnp.int32(step), steps=100) for step in range(100)]
+    )
+    np.testing.assert_allclose(rates[:10], config.peak_lr * np.arange(1, 11) / 10)
+    np.testing.assert_array_equal(rates[10:81], config.peak_lr)
+    left = 1 - np.sqrt((np.arange(80, 100) - 80) / 19)
+    expected = config.peak_lr * (0.05 + 0.95 * left)
+    np.testing.assert_allclose(rates[80:], expected, rtol=1e-5)
+    assert rates[-1] == pytest.approx(0.05 * config.peak_lr)
+    constant = dataclasses.replace(config, decay_fraction=0.0)
+    assert learning_rate_at(constant, jnp.int32(99), steps=100) == config.peak_lr
+
+
+def test_a_warm_up_and_a_decay_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="with a sum above 1"):
+        OptimizerConfig(schedule="wsd", warmup_fraction=0.5, decay_fraction=0.6)
+    OptimizerConfig(warmup_fraction=0.5, decay_fraction=0.6)  # not read by the cosine
+    with pytest.raises(
+        ValueError, match=r"schedule must be one of \('cosine', 'wsd'\)"
+    ):
+        OptimizerConfig(schedule="linear")  # type: ignore
+    with pytest.raises(ValueError, match="ema_decay must be a number from 0"):
+        OptimizerConfig(ema_decay=1.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_the_running_mean_weighs_by_age_and_forgets_the_start(decay):
+    random = np.random.default_rng(0)
+    values = random.normal(size=(7, 3)).astype(np.float32)
+    mean = {"a": np.full(3, 1e6, np.float32)}
+    update = jax.jit(functools.partial(running_mean, decay=decay))
+    for number in range(1, 8):
+        mean = update(mean, {"a": values[number - 1]}, updates=jnp.int32(number))
+        weights = np.float64(decay) ** np.arange(number - 1, -1, -1)
+        wanted = (weights[:, None] * values[:number]).sum(0) / weights.sum()
+        np.testing.assert_allclose(mean["a"], wanted, rtol=2e-5, atol=2e-6)
+        if number == 1:
+            np.testing.assert_array_equal(mean["a"], values[0])
+
+
+def test_a_step_that_is_skipped_counts_for_the_learning_rate_alone():
+    config = OptimizerConfig(warmup_fraction=0.5, peak_lr=0.01, weight_decay=0.0)
+    optimizer = make_optimizer(config, steps=10)
+    params = {"b": jnp.ones(2)}
+    gradients = {"b": jnp.array([0.1, -0.1])}
+    state = optimizer.init(params)
+    moves, _ = optimizer.update(gradients, state, params, jnp.int32(3))
+    # The first update of Adam has the size of the learning rate, whatever the step.
+    rate = float(optimizer.learning_rate(jnp.int32(3)))
+    np.testing.assert_allclose(moves["b"], [-rate, rate], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(1, 0.0), (1, 1.0), (2, 0.5), (3, 0)])
@@ -47,7 +114,9 @@ def test_updates_follow_the_formulas():
         gradients = jax.tree.map(
             lambda x: random.normal(size=x.shape).astype(np.float32), params
         )
-        updates, state = jax.jit(optimizer.update)(gradients, state, params)
+        updates, state = jax.jit(optimizer.update)(
+            gradients, state, params, jnp.int32(step)
+        )
         params = jax.tree.map(jnp.add, params, updates)
         squares = [np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(gradients)]
         scale = min(1.0, 0.5 / math.sqrt(sum(squares)))

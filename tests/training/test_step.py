@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from swa_jax.models.language_model import language_model
-from swa_jax.training.config import OptimizerConfig
+from swa_jax.training.config import LossConfig, OptimizerConfig
 from swa_jax.training.optimizer import make_optimizer
-from swa_jax.training.step import initial_state, split_rows, train_step
+from swa_jax.training.step import StepOptions, initial_state, split_rows, train_step
 from tests.training.tiny import MODEL, random_batch, toy_model
 
 TOKEN_BYTES = (np.arange(MODEL.vocab_size) % 4).astype(np.int32)
@@ -30,9 +30,10 @@ def batch_of(rows, seed=0):
     return random_batch(rows, 16, vocab_size=MODEL.vocab_size, seed=seed)
 
 
-def jit_step(model, optimizer, accumulation):
+def jit_step(model, optimizer, accumulation, **options):
+    options = StepOptions(accumulation, **options)
     return jax.jit(
-        partial(train_step, model=model, optimizer=optimizer, accumulation=accumulation)
+        partial(train_step, model=model, optimizer=optimizer, options=options)
     )
 
 
@@ -59,6 +60,47 @@ def test_loss_is_the_mean_over_the_real_targets(model, optimizer):
     assert float(metrics.lr) == float(optimizer.learning_rate(jnp.int32(0)))
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_of_each_source_is_that_of_its_rows(model, optimizer, accumulation):
+    state = initial_state(model, optimizer, seed=0)
+    batch = batch_of(8)
+    sources = np.array([0, 2, 2, 0, 0, 2, 0, 0], np.int32)
+    mixed = jit_step(model, optimizer, accumulation, sources=3)
+    _, metrics = mixed(state, batch | {"sources": sources}, jnp.int32(8), TOKEN_BYTES)
+    alone = jit_step(model, optimizer, 1)
+    for source in (0, 2):
+        rows = {name: value[sources == source] for name, value in batch.items()}
+        _, wanted = alone(state, rows, jnp.int32(8), TOKEN_BYTES)
+        tokens = metrics.source_tokens[source]
+        assert int(tokens) == int(wanted.tokens)
+        loss = float(metrics.source_nll[source] / tokens)
+        assert loss == pytest.approx(float(wanted.loss), rel=1e-5)
+    assert metrics.source_tokens[1] == metrics.source_nll[1] == 0
+    assert float(sum(metrics.source_tokens)) == float(metrics.tokens)
+
+
+def test_z_loss_moves_the_gradients_and_not_the_loss(model, optimizer):
+    state = initial_state(model, optimizer, seed=0)
+    found = [
+        jit_step(model, optimizer, 2, loss=LossConfig(chunk=5, z_loss=z_loss))(
+            state, batch_of(4), jnp.int32(8), TOKEN_BYTES
+        )[1]
+        for z_loss in (0.0, 0.1)
+    ]
+    assert float(found[0].loss) == float(found[1].loss)
+    assert float(found[1].grad_norm) > 1.01 * float(found[0].grad_norm)
+
+
+def test_gradient_norms_by_kind_add_up(model, optimizer):
+    state = initial_state(model, optimizer, seed=0)
+    step = jit_step(model, optimizer, 1)
+    _, metrics = step(state, batch_of(4), jnp.int32(8), TOKEN_BYTES)
+    norms = metrics.statistics
+    assert set(norms) == {f"{n}/grad_norm" for n in ("embed", "swa", "head")}
+    total = np.sqrt(sum(float(norm) ** 2 for norm in norms.values()))
+    assert float(metrics.grad_norm) == pytest.approx(total, rel=1e-5)
+
+
 def test_padding_changes_nothing(model, optimizer):
     state = initial_state(model, optimizer, seed=0)
     batch = batch_of(2)
@@ -75,6 +117,13 @@ def test_padding_changes_nothing(model, optimizer):
     np.testing.assert_allclose(one_metrics.grad_norm, two_metrics.grad_norm, rtol=1e-5)
 
 
+def check_metrics(found, wanted):
+    for (path, want), have in zip(
+        jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True
+    ):
+        np.testing.assert_allclose(have, want, rtol=2e-5, err_msg=str(path))
+
+
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_accumulation_equals_the_large_batch(model, optimizer, accumulation):
     # Microbatches have different numbers of real targets, so a mean of their means
@@ -87,17 +136,14 @@ def test_accumulation_equals_the_large_batch(model, optimizer, accumulation):
         batch = batch_of(8, seed=seed)
         large, large_metrics = whole_step(large, batch, jnp.int32(5), TOKEN_BYTES)
         pieces, metrics = piece_step(pieces, batch, jnp.int32(5), TOKEN_BYTES)
-        for name, value in large_metrics._asdict().items():
-            np.testing.assert_allclose(
-                metrics._asdict()[name], value, rtol=2e-5, err_msg=name
-            )
+        check_metrics(metrics, large_metrics)
 
 
 def test_gradients_do_not_depend_on_the_pieces(model):
     """Adam hides the scale of a gradient; plain descent shows it."""
     descent = make_optimizer(OptimizerConfig(), steps=10)._replace(
         init=lambda params: (),
-        update=lambda gradients, state, params: (gradients, state),
+        update=lambda gradients, state, params, step: (gradients, state),
     )
     state = initial_state(model, descent, seed=0)
     batch = batch_of(8)
@@ -121,14 +167,14 @@ def test_split_rows_keeps_every_row_and_takes_from_each_block():
 
 
 def counting(model):
-    """Returns the model, and a list that grows whenever `apply` is traced."""
+    """Returns the model, and a list that grows whenever `hidden` is traced."""
     traces = []
 
-    def apply(*arguments, **options):
+    def hidden(*arguments, **options):
         traces.append(1)
-        return model.apply(*arguments, **options)
+        return model.hidden(*arguments, **options)
 
-    return model._replace(apply=apply), traces
+    return model._replace(hidden=hidden), traces
 
 
 def test_one_compilation_serves_every_window(model, optimizer):
@@ -168,10 +214,7 @@ def test_a_language_model_accumulates_and_compiles_once():
     for window in (1, 5, 16):
         _, metrics = whole(state, batch_of(4), jnp.int32(window), TOKEN_BYTES)
         _, other = pieces(state, batch_of(4), jnp.int32(window), TOKEN_BYTES)
-        for name, value in metrics._asdict().items():
-            np.testing.assert_allclose(
-                other._asdict()[name], value, rtol=2e-5, err_msg=name
-            )
+        check_metrics(other, metrics)
         losses.append(float(metrics.loss))
     assert len(traces) == 2  # one for each of the two programs
     assert len(set(losses)) == 3

@@ -1,5 +1,8 @@
 """Grouped-query softmax attention over a window, with a ring buffer as its state."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +13,7 @@ from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.normalization import RMSNorm
 from swa_jax.layers.rotary import rotate
+from swa_jax.layers.statistics import past_of
 
 
 class WindowAttention(nnx.Module):
@@ -59,13 +63,10 @@ class WindowAttention(nnx.Module):
 
         Cached keys are already rotated. A window of None reads all that there is.
         """
-        q_BTNH = heads_of(branches["query"], self.heads)
-        k_BTKH = heads_of(branches["key"], self.kv_heads)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        q_BTNH, k_BTKH = self._queries_and_keys(branches, positions_BT)
         out_BTNH, state = attend(
-            rotate(q_BTNH, positions_BT, theta=self.rope_theta),
-            rotate(k_BTKH, positions_BT, theta=self.rope_theta),
+            q_BTNH,
+            k_BTKH,
             heads_of(branches["value"], self.kv_heads),
             state,
             segment_ids=segment_ids_BT,
@@ -74,3 +75,29 @@ class WindowAttention(nnx.Module):
             sinks=None if self.sinks is None else self.sinks[...],
         )
         return out_BTNH.reshape(*x_BTD.shape[:2], -1), state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns the largest logit before its soft-cap, of the keys that are read."""
+        q_BTNH, k_BSKH = self._queries_and_keys(branches, options["positions_BT"])
+        q_BTKGH = q_BTNH.reshape(*k_BSKH.shape[:3], -1, q_BTNH.shape[-1])
+        logits_BKGTS = jnp.einsum(
+            "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+        ) / math.sqrt(q_BTNH.shape[-1])
+        seen_BTS = past_of(x_BTD, options["segment_ids_BT"], options["window"])
+        logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, -jnp.inf)
+        return {"attention_logit_max": jnp.max(logits_BKGTS)}
+
+    def _queries_and_keys(
+        self, branches: dict[str, jax.Array], positions_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns both as the attention reads them: normed and rotated."""
+        q_BTNH = heads_of(branches["query"], self.heads)
+        k_BTKH = heads_of(branches["key"], self.kv_heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        return (
+            rotate(q_BTNH, positions_BT, theta=self.rope_theta),
+            rotate(k_BTKH, positions_BT, theta=self.rope_theta),
+        )

@@ -1,5 +1,7 @@
 """Gated DeltaNet: a memory that is corrected towards each new value."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,7 @@ from swa_jax.layers.global_mixers.mamba2 import DECAY_RANGE, step_bias
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Linear
 from swa_jax.layers.normalization import RMSNorm, unit_length
+from swa_jax.layers.statistics import spread
 
 
 class GatedDeltaNet(nnx.Module):
@@ -64,13 +67,13 @@ class GatedDeltaNet(nnx.Module):
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
         del positions_BT, window
-        dt_BTN = jax.nn.softplus(self.step(x_BTD))
+        log_decay_BTN, write_BTN = self._gates(x_BTD)
         h_BTNP, new_state = gated_delta_rule(
             unit_length(heads_of(branches["query"], self.heads)),
             unit_length(heads_of(branches["key"], self.heads)),
             heads_of(branches["value"], self.heads),
-            -jnp.exp(self.log_decay[...])[None, None] * dt_BTN,
-            jax.nn.sigmoid(self.write(x_BTD)),
+            log_decay_BTN,
+            write_BTN,
             state=state,
             segment_ids=segment_ids_BT,
         )
@@ -78,3 +81,17 @@ class GatedDeltaNet(nnx.Module):
         h_BTNP = self.head_norm(h_BTNP.astype(jnp.float32))
         y_BTM = h_BTNP.reshape(gate_BTM.shape) * gate_BTM
         return y_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns the decays of the memory and the strengths of writing, in (0, 1)."""
+        log_decay_BTN, write_BTN = self._gates(x_BTD)
+        decay_BTN = jnp.exp(log_decay_BTN)
+        return {**spread("decay", decay_BTN), **spread("write", write_BTN)}
+
+    def _gates(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the logarithm of the decay, and the strength of writing."""
+        dt_BTN = jax.nn.softplus(self.step(x_BTD))
+        log_decay_BTN = -jnp.exp(self.log_decay[...])[None, None] * dt_BTN
+        return log_decay_BTN, jax.nn.sigmoid(self.write(x_BTD))

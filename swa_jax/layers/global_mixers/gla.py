@@ -1,5 +1,7 @@
 """Gated linear attention (GLA): a decay per key channel, made from the token."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from pallas_kernels.linear_attention import LinearAttentionState
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.linear import LowRank
 from swa_jax.layers.normalization import RMSNorm
+from swa_jax.layers.statistics import spread
 
 DECAY_RANK = 16
 DECAY_TEMPERATURE = 16.0  # the decays' logarithms are divided by it
@@ -57,12 +60,11 @@ class GatedLinearAttention(nnx.Module):
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
         del positions_BT, window
-        decay_BTM = jax.nn.log_sigmoid(self.decay(x_BTD))
         h_BTNP, new_state = gated_linear_attention(
             heads_of(branches["query"], self.heads),
             heads_of(branches["key"], self.heads),
             heads_of(branches["value"], self.heads),
-            heads_of(decay_BTM / DECAY_TEMPERATURE, self.heads),
+            heads_of(self._log_decay(x_BTD), self.heads),
             state=state,
             segment_ids=segment_ids_BT,
         )
@@ -70,3 +72,12 @@ class GatedLinearAttention(nnx.Module):
         h_BTNP = self.head_norm(h_BTNP.astype(jnp.float32))
         y_BTM = h_BTNP.reshape(gate_BTM.shape) * gate_BTM
         return y_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns the decays of the memory, in (0, 1)."""
+        return spread("decay", jnp.exp(self._log_decay(x_BTD)))
+
+    def _log_decay(self, x_BTD: jax.Array) -> jax.Array:
+        return jax.nn.log_sigmoid(self.decay(x_BTD)) / DECAY_TEMPERATURE

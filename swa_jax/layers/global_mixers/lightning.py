@@ -1,5 +1,7 @@
 """Lightning Attention: linear attention with fixed slopes."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,9 @@ class Lightning(nnx.Module):
         gate_BTM = jax.nn.sigmoid(branches["gate"].astype(jnp.float32))
         h_BTM = h_BTNP.astype(jnp.float32).reshape(gate_BTM.shape)
         return self.out_norm(h_BTM) * gate_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns nothing: the decay of a head is fixed."""
+        return {}

@@ -1,6 +1,7 @@
 """Mamba-2: the scalar-gated state space model (SSD)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Linear
 from swa_jax.layers.normalization import RMSNorm
+from swa_jax.layers.statistics import spread
 
 DECAY_RANGE = (1.0, 16.0)  # of A, uniform
 
@@ -72,12 +74,11 @@ class Mamba2(nnx.Module):
         del positions_BT, window
         v_BTNP = heads_of(branches["value"], self.heads)
         step_BTN = self.step(x_BTD)
-        dt_BTN = jax.nn.softplus(step_BTN)
         h_BTNP, new_state = linear_attention(
             heads_of(branches["query"], 1),
             heads_of(branches["key"], 1),
             v_BTNP,
-            -jnp.exp(self.log_decay[...])[None, None] * dt_BTN,
+            self._log_decay(step_BTN),
             log_write=log_softplus(step_BTN),
             scale=1.0,
             state=state,
@@ -88,6 +89,20 @@ class Mamba2(nnx.Module):
         gate_BTM = jax.nn.silu(branches["gate"].astype(jnp.float32))
         y_BTM = self.out_norm(y_BTNP.reshape(gate_BTM.shape) * gate_BTM)
         return y_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns the decays of the memory, in (0, 1), and the step sizes."""
+        step_BTN = self.step(x_BTD)
+        decay_BTN = jnp.exp(self._log_decay(step_BTN))
+        return {
+            **spread("decay", decay_BTN),
+            **spread("step", jax.nn.softplus(step_BTN)),
+        }
+
+    def _log_decay(self, step_BTN: jax.Array) -> jax.Array:
+        return -jnp.exp(self.log_decay[...])[None, None] * jax.nn.softplus(step_BTN)
 
 
 def step_bias(

@@ -1,5 +1,7 @@
 """RetNet: linear attention with a decay per head that is fixed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +68,9 @@ class RetNet(nnx.Module):
         gate_BTM = jax.nn.silu(branches["gate"].astype(jnp.float32))
         y_BTM = self.head_norm(h_BTNP).reshape(gate_BTM.shape) * gate_BTM
         return y_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns nothing: the decay of a head is fixed."""
+        return {}

@@ -1,6 +1,7 @@
 """RWKV-7: a generalised delta rule with a decay per key channel."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import LowRank
 from swa_jax.layers.normalization import HeadNorm, unit_length
+from swa_jax.layers.statistics import spread
 
 DECAY_BIAS = (-5.5, -0.5)  # over the channels of all heads, from the first to the last
 SLOWEST = math.exp(-0.5)  # the largest decay of a token is exp(-SLOWEST)
@@ -99,7 +101,7 @@ class RWKV7(nnx.Module):
         removal_BTNH = unit_length(removal_BTNH, eps=1e-12)
         arrays = (
             self._heads(branches["query"]),
-            self._heads(-SLOWEST * jax.nn.sigmoid(self.decay(x_BTD))),
+            self._heads(self._log_decay(x_BTD)),
             self._heads(k_BTM.astype(dtype)),
             self._heads(branches["value"]),
             -removal_BTNH.astype(dtype),
@@ -109,6 +111,17 @@ class RWKV7(nnx.Module):
         y_BTNP = self.head_norm(h_BTNP) + self._own(arrays[0], k_BTM, arrays[3])
         y_BTM = y_BTNP.reshape(*x_BTD.shape[:2], -1) * self.gate(x_BTD)
         return y_BTM, None if state is None else new_state
+
+    def statistics(
+        self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
+    ) -> dict[str, jax.Array]:
+        """Returns the decays of the memory and the rates of writing, in (0, 1)."""
+        decay_BTM = jnp.exp(self._log_decay(x_BTD))
+        rate_BTM = jax.nn.sigmoid(self.rate(x_BTD))
+        return {**spread("decay", decay_BTM), **spread("rate", rate_BTM)}
+
+    def _log_decay(self, x_BTD: jax.Array) -> jax.Array:
+        return -SLOWEST * jax.nn.sigmoid(self.decay(x_BTD))
 
     def _own(self, r_BTNH, k_BTM, v_BTNP):
         """Returns the token's own value, weighed by its query, key and the bonus."""

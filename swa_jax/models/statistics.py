@@ -1,0 +1,44 @@
+"""What goes on inside of a model's layers: gates, normalisers, attention logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from swa_jax.layers.functional import Functional
+
+REDUCTIONS = {"mean": jnp.mean, "min": jnp.min, "max": jnp.max}
+
+
+def layer_statistics(
+    layers: dict[str, Functional], params: Any, x_BTD: jax.Array, /, **options: Any
+) -> dict[str, jax.Array]:
+    """Returns float32 scalars of each kind of layer, such as "swa/attention_logit_max".
+
+    `layers` and `params` are those of the periods. A name ends in what is taken over
+    all the layers of the kind: _mean, _min or _max.
+    """
+
+    def period(x_BTD, params):
+        found = {}
+        for name, layer in layers.items():
+            module = layer.bind(params[name])
+            found[name] = module.statistics(x_BTD, **options)
+            x_BTD, _ = module(x_BTD, state=None, **options)
+        return x_BTD, found
+
+    _, by_layer = jax.lax.scan(period, x_BTD, params)
+    values: dict[str, list[jax.Array]] = {}
+    for layer, numbers in by_layer.items():
+        for name, value_of_periods in numbers.items():
+            key = f"{kind_of_layer(layer)}/{name}"
+            values.setdefault(key, []).append(value_of_periods)
+    return {
+        name: REDUCTIONS[name.rpartition("_")[2]](jnp.concatenate(parts))
+        for name, parts in values.items()
+    }
+
+
+def kind_of_layer(name: str, /) -> str:
+    """Returns the kind of a layer of one period: "canon_mlstm" of "1_canon_mlstm"."""
+    return name.partition("_")[2]
