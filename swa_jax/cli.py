@@ -1,21 +1,34 @@
-"""The command ``swax``: train, eval, generate, flops, report.
+"""The command ``swax``: train, eval, generate, tokenize, flops, report.
 
 What a command needs from JAX is imported when it runs, so that help and usage errors
 come at once.
 """
 
 import dataclasses
+import errno
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TypeVar
 
-import tyro
-
-from swa_jax.commands.errors import raised_by_us
-from swa_jax.training.config import RunConfig, recipe
+from swa_jax.commands.arguments import asks_for_help, parse, print_help
+from swa_jax.commands.errors import one_line, raised_by_us
+from swa_jax.commands.options import (
+    Checkpoints,
+    Eval,
+    Export,
+    Flops,
+    Generate,
+    Report,
+    Tokenize,
+)
+from swa_jax.commands.train_arguments import Train, train_arguments, used_variables
+from swa_jax.training.config import RunConfig
+from swa_jax.training.interrupt import leave
+from swa_jax.training.recipes import recipe
 
 USAGE = """usage: swax COMMAND [OPTIONS]
 
@@ -23,110 +36,22 @@ commands:
   train            train a language model and report on it
   eval RUN         validation loss by position and bits per byte of a trained run
   generate RUN     continue a text with a trained run
+  tokenize PATH... cut a large corpus into a token cache to train from
   flops            parameters, FLOPs per token and state bytes of the presets
   report RUN       write one HTML file with the curves of a run
+  checkpoints RUN  list what a run has saved and verify it
+  export RUN       write the parameters of a run as safetensors
 
 `swax COMMAND --help` lists the options of a command with their units and defaults.
 """
-SUCCESS, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-TYRO_CONFIG = (tyro.conf.FlagCreatePairsOff,)
-
-RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Train a language model, evaluate it and write a report.
-
-    Attributes:
-        config: what is trained, on what, and how; saved as config.json.
-        out: run folder to write; None: a new folder under runs/, named after the preset
-            and the seed.
-        resume: go on from the newest checkpoint of the run folder --out, with the
-            configuration that the run began with.
-        data: text to train on: a folder, a file or a glob; short for --data.path.
-    """
-
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    out: Path | None = None
-    resume: bool = False
-    data: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval:
-    """Evaluate a trained run on its validation text and write evaluation.json.
-
-    Attributes:
-        run: run folder.
-        step: optimizer step of the checkpoint; None: the newest.
-        windows: windows (tokens); none given: the smallest and the largest trained one.
-        max_tokens: number of validation tokens to stop after.
-    """
-
-    run: RunFolder
-    step: int | None = None
-    windows: tuple[int, ...] = ()
-    max_tokens: int = 2**17
-
-
-@dataclasses.dataclass(frozen=True)
-class Generate:
-    """Continue a text with a trained run; the text alone goes to standard output.
-
-    Attributes:
-        run: run folder.
-        prompt: text to continue.
-        tokens: number of tokens to generate, at most; a document may end before.
-        window: window (tokens); None: the largest trained one.
-        temperature: divides the logits (dimensionless); 0 takes the likeliest token.
-        top_k: draw from this many likeliest tokens; None: from all.
-        top_p: draw from the likeliest tokens that reach this probability; None: all.
-        seed: seed of the draws.
-        step: optimizer step of the checkpoint; None: the newest.
-    """
-
-    run: RunFolder
-    prompt: str = ""
-    tokens: int = 200
-    window: int | None = None
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    step: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Flops:
-    """Print what the presets cost: parameters, FLOPs per token, state bytes.
-
-    Attributes:
-        preset: name of one preset, with its layers by kind; None: all presets.
-        seq_len: length of a sequence (tokens).
-        windows: windows (tokens) of the sliding-window layers.
-        json: print JSON and nothing else.
-    """
-
-    preset: str | None = None
-    seq_len: int = 16_384
-    windows: tuple[int, ...] = (128, 2048)
-    json: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Write RUN/report.html: one file, offline, of a run in any state.
-
-    Attributes:
-        run: run folder.
-    """
-
-    run: RunFolder
+SUCCESS, FAILURE, BAD_INPUT = 0, 1, 2
+Command = TypeVar("Command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0 success, 1 failure, 2 bad usage or input, 130 Ctrl-C.
+    """Returns the exit code: 0 success, 1 failure, 2 bad usage or input.
+
+    128 and the number of the signal after one: 130 Ctrl-C, 143 SIGTERM.
 
     A mistake of the user's ends in one message on standard error; what is unexpected
     keeps its traceback.
@@ -137,15 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         hint = f"; {interrupt}" if interrupt.args else ""
         print(f"swax: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:  # tyro's, after help or a usage error
+        return leave(128 + getattr(interrupt, "number", signal.SIGINT))
+    except SystemExit as stop:  # after help
         return stop.code if isinstance(stop.code, int) else SUCCESS
     except Exception as error:
         code = _exit_code(error)
         if code is None:
             traceback.print_exc()
             return FAILURE
-        print(f"swax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"swax: error: {one_line(error)}", file=sys.stderr)
         return code
 
 
@@ -157,11 +82,15 @@ def _exit_code(error: Exception) -> int | None:
     """
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
         return BAD_INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return BAD_INPUT
     if not raised_by_us(error):
         return None
     if isinstance(error, ValueError | FileExistsError):
         return BAD_INPUT
-    return FAILURE if isinstance(error, FloatingPointError) else None
+    # A loss that is no number, a step that does not fit, a save that failed.
+    foreseen = isinstance(error, FloatingPointError | MemoryError | OSError)
+    return FAILURE if foreseen else None
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -169,8 +98,11 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "eval": _eval,
         "generate": _generate,
+        "tokenize": _tokenize,
         "flops": _flops,
         "report": _report,
+        "checkpoints": _checkpoints,
+        "export": _export,
     }
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -184,58 +116,26 @@ def _dispatch(arguments: list[str]) -> int:
     return SUCCESS
 
 
-def _parse(command: Any, arguments: list[str], **options: Any) -> Any:
-    name = command.__name__.lower()
-    return tyro.cli(
-        command, prog=f"swax {name}", args=arguments, config=TYRO_CONFIG, **options
-    )
+def _parse(command: type[Command], words: list[str]) -> Command:
+    """Returns the arguments of a command; prints its flags instead where asked to."""
+    if asks_for_help(words):
+        print_help(command, program=f"swax {command.__name__.lower()}")
+        raise SystemExit(SUCCESS)
+    return parse(command, words)
 
 
-def parse_train(arguments: list[str], /) -> Train:
-    """Returns the arguments of ``swax train``: flags over a preset or over a run.
+def _train(words: list[str]) -> None:
+    if asks_for_help(words):
+        print_help(Train, program="swax train", default=Train(recipe(RunConfig.preset)))
+        return
+    command = train_arguments(words, os.environ)
+    if used := used_variables(os.environ):
+        print(f"settings from the environment: {', '.join(used)}", file=sys.stderr)
+    if command.dry_run:
+        from swa_jax.commands.dry_run import print_dry_run
 
-    The defaults are the preset's recipe or, with --resume, the configuration of the run
-    folder. Raises ValueError for flags that contradict each other.
-    """
-    command = _parse(Train, arguments, default=Train(_default_config(arguments)))
-    if command.resume and command.out is None:
-        raise ValueError("--resume wants the run folder to go on with: add --out RUN.")
-    if command.data is None:
-        return command
-    data = command.config.data
-    if _value_of("--data.path", arguments) not in (None, command.data):
-        raise ValueError(
-            f"--data and --data.path are the same setting, got {command.data!r} and "
-            f"{data.path!r}; give one."
-        )
-    data = dataclasses.replace(data, path=command.data)
-    config = dataclasses.replace(command.config, data=data)
-    return dataclasses.replace(command, config=config)
-
-
-def _default_config(arguments: list[str]) -> RunConfig:
-    out = _value_of("--out", arguments)
-    if "--resume" in arguments and out is not None:
-        from swa_jax.training.run import CONFIG_FILE, read_config
-
-        # A folder without a configuration is refused later, by the training.
-        if (Path(out) / CONFIG_FILE).is_file():
-            return read_config(Path(out))
-    return recipe(_value_of("--preset", arguments) or RunConfig.preset)
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    """Returns the last value of a flag, ahead of parsing: defaults depend on it."""
-    value = None
-    for argument, following in pairwise([*arguments, None]):
-        name, equals, text = (argument or "").partition("=")
-        if name == flag:
-            value = text if equals else following
-    return value
-
-
-def _train(arguments: list[str]) -> None:
-    command = parse_train(arguments)
+        print_dry_run(command.config, out=command.out, resume=command.resume)
+        return
     from swa_jax.commands.train import train_and_report
 
     train_and_report(command.config, out=command.out, resume=command.resume)
@@ -259,6 +159,8 @@ def _generate(arguments: list[str]) -> None:
     from swa_jax.training.run import open_run
 
     run = open_run(command.run, step=command.step)
+    for note in run.notes:
+        print(note, file=sys.stderr)
     text = generate_text(
         run.model,
         run.params,
@@ -273,6 +175,27 @@ def _generate(arguments: list[str]) -> None:
         seed=command.seed,
     )
     print(command.prompt + text)
+
+
+def _tokenize(arguments: list[str]) -> None:
+    command = _parse(Tokenize, arguments)
+    from swa_jax.commands.tokenize import CacheConfig, tokenize, verify
+
+    if command.verify:
+        if len(command.paths) != 1:
+            raise ValueError(
+                f"--verify wants one PATH, the cache's, got {len(command.paths)}"
+            )
+        verify(Path(command.paths[0]))
+        return
+    if command.out is None:
+        raise ValueError("--out: missing; wanted the folder of the cache")
+    names = [field.name for field in dataclasses.fields(CacheConfig)]
+    config = CacheConfig(**{name: getattr(command, name) for name in names})
+    workers = command.workers or os.cpu_count() or 1
+    if command.workers is not None and command.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {command.workers}")
+    tokenize(command.paths, out=command.out, config=config, workers=workers)
 
 
 def _flops(arguments: list[str]) -> None:
@@ -292,6 +215,20 @@ def _report(arguments: list[str]) -> None:
     from swa_jax.evaluation.report import render_report
 
     print(render_report(command.run))
+
+
+def _checkpoints(arguments: list[str]) -> None:
+    command = _parse(Checkpoints, arguments)
+    from swa_jax.commands.checkpoints import print_checkpoints
+
+    print_checkpoints(command.run)
+
+
+def _export(arguments: list[str]) -> None:
+    command = _parse(Export, arguments)
+    from swa_jax.commands.export import export_run
+
+    export_run(command.run, out=command.out, step=command.step, dtype=command.dtype)
 
 
 if __name__ == "__main__":

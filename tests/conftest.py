@@ -3,12 +3,21 @@
 `pytest -m gpu` runs the tests that need a GPU, and no others, on the machine's GPU.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     _flags += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = _flags.strip()
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # A folder of programs for this session alone, which its processes inherit.
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swa_jax-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith("SWAX_")]:
+    del os.environ[_name]  # settings of the person who tests
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -26,7 +26,11 @@ def collect(run: Path, /) -> dict:
     record = read_run(run)
     if record.evaluation is None:
         raise ValueError(f"{run} is not finished: it has no evaluation.json.")
-    speeds = [line["tokens_per_second"] for line in record.training]
+    speeds = [
+        line["tokens_per_second"]
+        for line in record.training
+        if "tokens_per_second" in line  # not the first step
+    ]
     windows = record.evaluation["windows"]
     return {
         "preset": record.config.preset,

@@ -5,7 +5,8 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from swa_jax.data.pipeline import TextData, load_text_data, train_batches
+from swa_jax.data.batches import TrainBatches, constant_rows
+from swa_jax.data.pipeline import TextData, load_text_data
 from swa_jax.data.synthetic.source import TaskRows, task_batches
 
 from .config import Size, Task
@@ -32,7 +33,8 @@ def training_batches(size: Size, task: Task, seed: int, /) -> list[Batch]:
     """One batch for each step, the same for every model."""
     steps, rows = size.training.steps, size.training.rows
     if task == "code":
-        batches = train_batches(text(size), batch_size=rows, seed=seed)
+        rows_of_step = constant_rows(rows)
+        batches = TrainBatches(text(size), rows_of_step=rows_of_step, seed=seed)
     else:
         config = size.recall if task == "recall" else size.copy
         source = TaskRows(config, seed=seed, length=steps * rows)
@@ -55,7 +57,7 @@ def held_out(size: Size, task: Task, /) -> Sample:
     rows = _arrays(
         {name: np.stack([item[name] for item in items]) for name in items[0]}
     )
-    bytes_V = data.tokenizer.token_bytes_V
+    bytes_V = data.token_bytes_V
     counted = bytes_V[rows["targets"]] * (rows["weights"] > 0)
     return Sample(rows, None, int(counted.sum()))
 

@@ -73,9 +73,12 @@ def train_step(
         return jnp.sum(batch["weights"] * nll_BT) / jnp.sum(batch["weights"])
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, state.params, state.step
+    )
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), loss
+    state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, loss
 
 
 def train_cell(size: Size, cell: Cell, programs: Programs, /) -> Outcome:

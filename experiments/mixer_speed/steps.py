@@ -7,7 +7,7 @@ from typing import Any
 from experiments.kernel_speed.gpu.clocks import reason
 from experiments.training_speed.measure import timed_steps
 from experiments.training_speed.trainers import Batch, Trainer, compile_trainer
-from swa_jax.training.config import recipe
+from swa_jax.training.recipes import recipe
 
 from .config import CONV, OURS, Layer, Size, Steps, kind_of, with_layer
 from .rows import StepRow

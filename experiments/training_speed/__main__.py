@@ -15,10 +15,11 @@ from experiments.kernel_speed.gpu.origin import origin
 from experiments.kernel_speed.gpu.peaks import matmul_flops_per_second
 from experiments.kernel_speed.gpu.sizes import QUICK, GpuSizes
 from experiments.kernel_speed.tables import show
+from swa_jax.training.chips import chip_of
 
 from .measure import Plan, measure
 from .report import INTRODUCTION, tables, write
-from .rows import KNOWN_PEAKS, Results
+from .rows import Results
 from .trainers import Batch
 
 RESULTS = Path(__file__).parent / "results"
@@ -124,12 +125,13 @@ def _measure(
     sizes = GpuSizes() if options.device == "gpu" else QUICK
     measured_peak = matmul_flops_per_second(sizes, seed=options.seed)
     rows = measure(plan, device, progress=_progress)
+    chip = chip_of(device.device_kind)
     return Results(
         provenance,
         options.size,
         *plan.batch,
         plan.steps,
-        KNOWN_PEAKS.get(device.device_kind),
+        None if chip is None else chip.bfloat16_flops,
         measured_peak,
         rows,
     )

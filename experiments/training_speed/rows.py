@@ -12,15 +12,6 @@ from swa_jax.models.presets import preset
 OURS, THEIRS = "swax", "transformer"  # kinds of presets
 LEAST_RATIO, LEAST_UTILISATION = 2.0, 0.45
 
-# Dense bf16 FLOP/s of the datasheets, by JAX's name of the device.
-KNOWN_PEAKS = {
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -10,15 +10,16 @@ import numpy as np
 
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.language_model import Model, language_model
-from swa_jax.training.config import MeshConfig, RunConfig, recipe
+from swa_jax.training.config import MeshConfig, RunConfig
 from swa_jax.training.optimizer import Optimizer, make_optimizer
+from swa_jax.training.recipes import recipe
 from swa_jax.training.sharding import (
     abstract_state,
     jit_train_step,
     make_mesh,
     sharded_initial_state,
 )
-from swa_jax.training.step import StepMetrics, TrainState
+from swa_jax.training.step import StepMetrics, StepOptions, TrainState
 
 CALL_TARGETS = r"custom_call @([\w$.]+)"  # of the kernels that are no XLA of its own
 LIBRARIES = ("cudnn", "triton")
@@ -82,7 +83,8 @@ def compile_trainer(
     mesh = make_mesh(MeshConfig(data=1), devices=[device])
     abstract = abstract_state(model, optimizer, mesh)
     arrays = _batch(run.model.vocab_size, batch, seed)
-    step = jit_train_step(model, optimizer, abstract, accumulation=batch.accumulation)
+    options = StepOptions(accumulation=batch.accumulation, loss=run.loss)
+    step = jit_train_step(model, optimizer, abstract, options)
     lowered = step.lower(abstract, arrays[0], jnp.int32(1), arrays[1])
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
@@ -104,11 +106,11 @@ def one_document_a_row(model: Model, /) -> Model:
     cuDNN has no segments that are given as ids, and rows of one document need none.
     """
 
-    def apply(params, tokens_BT, /, *, window, segment_ids=None, state=None):
+    def hidden(params, tokens_BT, /, *, window, segment_ids=None, state=None):
         del segment_ids
-        return model.apply(params, tokens_BT, window=window, state=state)
+        return model.hidden(params, tokens_BT, window=window, state=state)
 
-    return model._replace(apply=apply)
+    return model._replace(hidden=hidden)
 
 
 def kernels_called(text: str, /) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """``swax eval``: the validation loss of a run, by position, beside gzip's."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from rich.text import Text
 
 from swa_jax.data.pipeline import load_text_data
 from swa_jax.evaluation.final import evaluate_run, save_evaluation
-from swa_jax.training.checkpoint import Checkpoints, check_same_text
-from swa_jax.training.run import CHECKPOINT_FOLDER, open_run
+from swa_jax.training.checkpoint import check_same_text
+from swa_jax.training.config import Step
+from swa_jax.training.run import open_run
 
 
 def evaluate_folder(
-    folder: Path, /, *, step: int | None, windows: tuple[int, ...], max_tokens: int
+    folder: Path, /, *, step: Step, windows: tuple[int, ...], max_tokens: int
 ) -> None:
     """Evaluates a checkpoint of a run, prints the losses and writes evaluation.json.
 
@@ -26,12 +28,12 @@ def evaluate_folder(
             f"wanted windows and tokens of at least 1, got {windows=}, {max_tokens=}."
         )
     run = open_run(folder, step=step)
+    for note in run.notes:
+        print(note, file=sys.stderr)
     config = run.config
     data = load_text_data(config.data, seed=config.seed, tokenizer=run.tokenizer)
-    with Checkpoints(folder / CHECKPOINT_FOLDER) as checkpoints:
-        saved = checkpoints.restore_data(run.step)
     # Another text is another split: the model may have been trained on it.
-    check_same_text(saved["fingerprint"], data.fingerprint)
+    check_same_text(run.fingerprint, data.fingerprint)
     evaluation = evaluate_run(
         config,
         run.model,
@@ -55,7 +57,7 @@ def print_evaluation(evaluation: dict[str, Any], /) -> None:
         "bits per byte"
     )
     for reason, count in evaluation["text"]["skipped"].items():
-        console.print(f"left out: {count:,} files, {reason}")
+        console.print(f"left out: {count:,} records, {reason}")
     sample = evaluation["sample"]
     console.print("\n[bold]A sample[/bold] (the prompt in bold)")
     console.print(

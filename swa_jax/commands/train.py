@@ -6,6 +6,7 @@ from swa_jax.commands.evaluate import print_evaluation
 from swa_jax.evaluation.final import evaluate_run, save_evaluation
 from swa_jax.evaluation.report import render_report
 from swa_jax.training.config import RunConfig
+from swa_jax.training.interrupt import Stopped, stop_on_signals, until_stopped
 from swa_jax.training.loop import train
 
 
@@ -13,20 +14,25 @@ def train_and_report(config: RunConfig, /, *, out: Path | None, resume: bool) ->
     """Trains, evaluates at the smallest and largest window, prints and reports.
 
     Raises ValueError and FileNotFoundError for a configuration, text or folder that
-    does not serve, FloatingPointError for a loss that is not finite, and
-    KeyboardInterrupt after a run that a signal stopped; its last step is saved.
+    does not serve, FloatingPointError for a loss that is not finite, and Stopped where
+    a signal ended the run; its last step is saved.
     """
     folder = new_run_folder(Path("runs"), config) if out is None else out
     print(f"run folder: {folder}", flush=True)
     result = train(config, out=folder, resume=resume)
-    if result.step < config.steps:
-        raise KeyboardInterrupt(
+    if result.stopped_by is not None:
+        raise Stopped(
             f"step {result.step} is saved; go on with "
-            f"`swax train --resume --out {folder}`"
+            f"`swax train --resume --out {folder}`",
+            number=result.stopped_by,
         )
-    evaluation = evaluate_run(
-        config, result.model, result.params, result.data, step=result.step
-    )
+    with stop_on_signals() as stop:  # everything is saved, and XLA hears no signal
+        evaluation = until_stopped(
+            lambda: evaluate_run(
+                config, result.model, result.params, result.data, step=result.step
+            ),
+            stop,
+        )
     save_evaluation(folder, evaluation)
     print_evaluation(evaluation)
     print(f"report: {render_report(folder)}")

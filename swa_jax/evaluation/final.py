@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from swa_jax.data.pipeline import TextData, validation_batches
+from swa_jax.data.batches import validation_batches
+from swa_jax.data.pipeline import TextData
 from swa_jax.evaluation.compression import gzip_bits_per_byte
 from swa_jax.evaluation.run_record import EVALUATION_FILE
 from swa_jax.evaluation.validation import evaluate
@@ -49,7 +50,8 @@ def evaluate_run(
             params,
             batches,
             window=window,
-            token_bytes=data.tokenizer.token_bytes_V,
+            token_bytes=data.token_bytes_V,
+            sources=len(data.weights),
         )._asdict()
     return {
         "step": step,
@@ -59,7 +61,7 @@ def evaluate_run(
         "text": {
             "training": data.train_size._asdict(),
             "validation": data.validation_size._asdict(),
-            "skipped": {reason: len(names) for reason, names in data.skipped.items()},
+            "skipped": dict(data.skipped.counts),
         },
     }
 

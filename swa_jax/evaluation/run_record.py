@@ -10,6 +10,8 @@ from swa_jax.training.config import RunConfig
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
+# "skipped" and "spike" are steps that the guard objected to.
+SPLITS = ("train", "validation", "skipped", "spike")
 
 
 class RunRecord(NamedTuple):
@@ -83,7 +85,7 @@ def read_metrics(path: Path, /) -> list[dict[str, Any]]:
         if not _is_metrics_line(values):
             raise ValueError(
                 f"{path}, line {number}: wanted an object with a whole number "
-                f'"step" and a "split" of train or validation, got {line[:80]!r}.'
+                f'"step" and a "split" of {", ".join(SPLITS)}; got {line[:80]!r}.'
             )
         by_key[values["step"], values["split"], _validation_window(values)] = values
     return sorted(by_key.values(), key=lambda values: values["step"])
@@ -93,7 +95,7 @@ def _is_metrics_line(values: Any) -> bool:
     return (
         isinstance(values, dict)
         and isinstance(values.get("step"), int)
-        and values.get("split") in ("train", "validation")
+        and values.get("split") in SPLITS
     )
 
 

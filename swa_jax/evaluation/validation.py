@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from numpy.typing import NDArray
 
 from swa_jax.models.language_model import Model
-from swa_jax.models.loss import next_token_nll
+from swa_jax.models.loss import chunked_loss
 
 ARRAYS = ("tokens", "targets", "segment_ids")  # of a batch
 FIRST_EDGE = 8  # tokens; the width of the first position bin, a power of two
@@ -34,6 +35,7 @@ class Evaluation(NamedTuple):
     tokens_by_position: tuple[int, ...]
     tokens: int
     text_bytes: int
+    loss_by_source: tuple[float | None, ...]  # nats/token; None: no token of a source
 
 
 def position_edges(row_length: int, /) -> tuple[int, ...]:
@@ -52,50 +54,76 @@ def evaluate(
     /,
     *,
     window: int,
-    token_bytes: NDArray[np.integer],
+    token_bytes: NDArray[np.integer] | NDArray[np.floating],
+    sources: int = 1,
 ) -> Evaluation:
     """Returns the losses of ``model`` over every target of ``batches``.
 
     A batch has int32 arrays (B, T) "tokens", "targets" and "segment_ids", T the same in
     all; a target counts where its segment id is above 0. ``token_bytes`` (V,): bytes of
-    each id. One compiled function serves every window; the sums are float64.
+    each id. With several ``sources`` a batch has "sources" (B,) too, the source of each
+    row. One compiled function serves every window; the sums are float64.
 
     Raises ValueError for a window below 1 and for batches without a byte of text.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1 token, got {window=}.")
     edges: tuple[int, ...] = ()
-    nats_J, tokens_J, text_bytes = np.zeros(()), np.zeros((), np.int64), 0
-    for batch in batches:
-        batch = {name: batch[name] for name in ARRAYS}
+    sums_2J, sums_2S, text_bytes = np.zeros((2, 0)), np.zeros((2, sources)), 0.0
+    for rows in batches:
+        batch = {name: rows[name] for name in ARRAYS}
         targets_BT = np.asarray(batch["targets"])
         segment_ids_BT = np.asarray(batch["segment_ids"])
-        edges = edges or position_edges(targets_BT.shape[1])
-        nll_BT = _batch_nll(model, params, batch, np.int32(window))
+        if not edges:
+            edges = position_edges(targets_BT.shape[1])
+            sums_2J = np.zeros((2, len(edges) - 1))
+        blocks = _blocks_of_rows(batch["tokens"])
+        nll_BT = _batch_nll(model, blocks, params, batch, np.int32(window))
         counted_BT = segment_ids_BT > 0
         positions = positions_in_row(segment_ids_BT)[counted_BT]
-        bins = np.searchsorted(edges, positions, side="right") - 1
-        nll = np.asarray(nll_BT)[counted_BT]  # bincount adds in float64
-        nats_J = nats_J + np.bincount(bins, nll, len(edges) - 1)
-        tokens_J = tokens_J + np.bincount(bins, minlength=len(edges) - 1)
-        text_bytes += int(token_bytes[targets_BT[counted_BT]].sum())
-    if text_bytes == 0:
-        raise ValueError(
-            "The validation batches hold no text: wanted a target with a byte in a "
-            "segment above 0. Give more text or a larger validation fraction."
-        )
-    return _means(nats_J, tokens_J, text_bytes, window=window, edges=edges)
+        nll = np.asarray(nll_BT)[counted_BT]
+        sums_2J += _binned(np.searchsorted(edges, positions, "right") - 1, nll, sums_2J)
+        if sources > 1:
+            source_of = np.asarray(rows["sources"])[np.nonzero(counted_BT)[0]]
+            sums_2S += _binned(source_of, nll, sums_2S)
+        text_bytes += float(token_bytes[targets_BT[counted_BT]].sum(dtype=np.float64))
+    if sources == 1:
+        sums_2S = sums_2J.sum(axis=1, keepdims=True)
+    return _means(sums_2J, sums_2S, text_bytes, window=window, edges=edges)
 
 
-@partial(jax.jit, static_argnums=0)
+def _binned(
+    bins: NDArray[np.integer], nll: NDArray[np.floating], sums_2J: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Returns the nats and the tokens of each bin, in float64."""
+    count = sums_2J.shape[1]
+    sums = np.zeros((2, count))
+    sums[0], sums[1] = np.bincount(bins, nll, count), np.bincount(bins, None, count)
+    return sums
+
+
+def _blocks_of_rows(tokens_BT: Any) -> NamedSharding | None:
+    """Returns how the rows of a batch are dealt out to devices, if they are."""
+    sharding = getattr(tokens_BT, "sharding", None)
+    dealt_out = isinstance(sharding, NamedSharding) and any(sharding.spec)
+    return sharding if dealt_out else None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _batch_nll(
-    model: Model, params: Any, batch: Mapping[str, jax.Array], window: jax.Array
+    model: Model,
+    blocks: NamedSharding | None,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    window: jax.Array,
 ) -> jax.Array:
     """Returns nll_BT (nats/token, float32)."""
-    logits_BTV, _ = model.apply(
+    x_BTD, _ = model.hidden(
         params, batch["tokens"], window=window, segment_ids=batch["segment_ids"]
     )
-    return next_token_nll(logits_BTV, batch["targets"])
+    weights_BT = batch["segment_ids"] > 0
+    arrays = (x_BTD, batch["targets"], weights_BT)
+    return chunked_loss(model.head, params["head"], *arrays, row_sharding=blocks)[1]
 
 
 def positions_in_row(segment_ids_BT: NDArray[np.integer], /) -> NDArray[np.integer]:
@@ -108,26 +136,37 @@ def positions_in_row(segment_ids_BT: NDArray[np.integer], /) -> NDArray[np.integ
 
 
 def _means(
-    nats_J: NDArray[np.float64],
-    tokens_J: NDArray[np.int64],
-    text_bytes: int,
+    sums_2J: NDArray[np.float64],
+    sums_2S: NDArray[np.float64],
+    text_bytes: float,
     /,
     *,
     window: int,
     edges: tuple[int, ...],
 ) -> Evaluation:
-    """Returns the means of the nats and tokens of every bin J."""
-    nats, tokens = float(nats_J.sum()), int(tokens_J.sum())
+    """Returns the means of the nats and tokens of every bin J and source S.
+
+    Raises ValueError where there is no byte of text.
+    """
+    if text_bytes == 0:
+        raise ValueError(
+            "The validation batches hold no text: wanted a target with a byte in a "
+            "segment above 0. Give more text or a larger validation fraction."
+        )
+    nats, tokens = float(sums_2J[0].sum()), int(sums_2J[1].sum())
+
+    def means(sums: NDArray[np.float64]) -> tuple[float | None, ...]:
+        pairs = zip(*sums.tolist(), strict=True)
+        return tuple(nats / tokens if tokens else None for nats, tokens in pairs)
+
     return Evaluation(
         window=window,
         loss=nats / tokens,
         bits_per_byte=nats / (math.log(2.0) * text_bytes),
-        loss_by_position=tuple(
-            float(bin_nats / bin_tokens) if bin_tokens else None
-            for bin_nats, bin_tokens in zip(nats_J, tokens_J, strict=True)
-        ),
+        loss_by_position=means(sums_2J),
         position_edges=edges,
-        tokens_by_position=tuple(int(count) for count in tokens_J),
+        tokens_by_position=tuple(int(count) for count in sums_2J[1]),
         tokens=tokens,
-        text_bytes=text_bytes,
+        text_bytes=round(text_bytes),
+        loss_by_source=means(sums_2S),
     )

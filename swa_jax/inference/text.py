@@ -56,6 +56,5 @@ def generate_text(
 def _spaced(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.bool_]:
     """Returns spaced_V: which ids stand for a text that begins with a space."""
     spaced_V = np.zeros(vocab_size, bool)
-    for index in range(tokenizer.vocab_size):
-        spaced_V[index] = tokenizer.decode([index]).startswith(" ")
+    spaced_V[: tokenizer.vocab_size] = tokenizer.spaced_V
     return spaced_V

@@ -1,5 +1,6 @@
 """The record of a run: JSON lines, TensorBoard, and a line or a bar on the console."""
 
+import errno
 import json
 import math
 import os
@@ -16,7 +17,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+
+from swa_jax.data.one_move import write_in_one_move
+from swa_jax.training.tensorboard import EventFile
 
 Record = Mapping[str, Any]
 
@@ -29,37 +32,72 @@ class MetricsLog:
     that it survives the end of the process.
     """
 
-    def __init__(self, folder: Path, /, *, completed_steps: int):
-        """Drops what a run that was cut off wrote after this number of steps."""
+    def __init__(
+        self, folder: Path, /, *, completed_steps: int, validated: bool = True
+    ):
+        """Drops what a run that was cut off wrote after this number of steps.
+
+        `validated` False: and a validation at this very step, which is done again.
+        """
         path = folder / "metrics.jsonl"
-        truncate_metrics(path, completed_steps=completed_steps)
-        self._lines = path.open("a", encoding="utf-8", newline="\n")
-        self._tensorboard = SummaryWriter(
-            str(folder / "tensorboard"),
+        truncate_metrics(path, completed_steps=completed_steps, validated=validated)
+        self._folder = folder
+        # No buffer, so that nothing is left to be written when the disk is full.
+        self._lines = path.open("ab", buffering=0)
+        self._tensorboard = EventFile(
+            folder / "tensorboard",
             purge_step=completed_steps + 1 if completed_steps else None,
         )
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lines.close()
-        self._tensorboard.close()
+        try:
+            self._tensorboard.close()
+        except OSError as error:
+            if kind is None:
+                raise self._unwritable(error) from error
+
+    def sync(self) -> None:
+        """Puts the lines on disk."""
+        os.fsync(self._lines.fileno())
 
     def write(self, record: Record, /) -> None:
-        """Appends a record; one that was never measured has no place in it."""
-        self._lines.write(json.dumps(dict(record), allow_nan=False) + "\n")
-        self._lines.flush()
+        """Appends a record; one that was never measured has no place in it.
+
+        Raises OSError, with what to do, where the disk is full or refuses.
+        """
+        line = json.dumps(dict(record), allow_nan=False).encode() + b"\n"
         group = record["split"]
         if group == "validation":
             group += f"_window_{record['window']}"
-        for name, value in record.items():
-            if name not in ("step", "split"):
-                self._tensorboard.add_scalar(f"{group}/{name}", value, record["step"])
+        values = {
+            f"{group}/{name}": value
+            for name, value in record.items()
+            if name not in ("step", "split") and isinstance(value, int | float)
+        }
+        try:
+            if self._lines.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._tensorboard.write(values, step=record["step"])
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(
+            f"the metrics in {self._folder} cannot be written: {error.strerror}. Make "
+            "room or give permission to write, then go on with --resume"
+        )
 
 
-def truncate_metrics(path: Path, /, *, completed_steps: int) -> None:
+def truncate_metrics(
+    path: Path, /, *, completed_steps: int, validated: bool = True
+) -> None:
     """Rewrites a file of JSON lines without the steps that a resumed run does again.
+
+    `validated` False: nor the validation at the last of the completed steps.
 
     A last line that the end of a process cut in two goes as well. The file is replaced
     in one move. Raises ValueError for a line that is no record.
@@ -70,25 +108,17 @@ def truncate_metrics(path: Path, /, *, completed_steps: int) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            step = json.loads(line)["step"]
+            record = json.loads(line)
+            again = not validated and record["split"] == "validation"
+            keep = record["step"] <= completed_steps - again
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{path}, line {number}: wanted a JSON object with a step, "
                 f"got {line[:80]!r}"
             ) from None
-        if step <= completed_steps:
+        if keep:
             kept.append(line + "\n")
     write_in_one_move(path, "".join(kept))
-
-
-def write_in_one_move(path: Path, text: str, /) -> None:
-    """Replaces a file so that a reader, or a crash, sees the old text or the new."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 class Display:
@@ -169,6 +199,8 @@ def numbers_of(record: Record, /) -> str:
         parts.append(f"{record['bits_per_byte']:.3f} bits/byte")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in record:
+        parts.append(f"{100 * record['mfu']:.1f} % MFU")
     parts.append(f"window {record['window']}")
     return "  ".join(parts)
 

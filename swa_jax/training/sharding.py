@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from swa_jax.models.language_model import Model
 from swa_jax.training.config import MeshConfig
 from swa_jax.training.optimizer import Optimizer
-from swa_jax.training.step import TrainState, initial_state, train_step
+from swa_jax.training.step import StepOptions, TrainState, initial_state, train_step
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
@@ -114,7 +114,8 @@ def state_shardings(state: TrainState, mesh: Mesh, /) -> Any:
     """A TrainState of the NamedSharding of every leaf of a (maybe abstract) state.
 
     A leaf of the optimizer's state whose path ends in that of a parameter lies as the
-    parameter does; its scalars are everywhere.
+    parameter does, and so does the mean of each parameter; what the guard remembers and
+    the optimizer's scalars are everywhere.
     """
     params = params_shardings(state.params, mesh)
     by_path = {
@@ -136,7 +137,13 @@ def state_shardings(state: TrainState, mesh: Mesh, /) -> Any:
 
     opt_state = jax.tree_util.tree_map_with_path(follow, state.opt_state)
     everywhere: Any = NamedSharding(mesh, REPLICATED)
-    return TrainState(everywhere, params, opt_state)
+    return TrainState(
+        step=everywhere,
+        params=params,
+        opt_state=opt_state,
+        mean_params=None if state.mean_params is None else params,
+        guard=jax.tree.map(lambda _: everywhere, state.guard),
+    )
 
 
 def path_name(path: tuple[Any, ...], /) -> str:
@@ -176,15 +183,21 @@ def sharded_initial_state(
 
 
 def jit_train_step(
-    model: Model, optimizer: Optimizer, abstract: TrainState, /, *, accumulation: int
+    model: Model,
+    optimizer: Optimizer,
+    abstract: TrainState,
+    options: StepOptions | None = None,
+    /,
 ) -> jax.stages.Wrapped:
-    """`train_step` for the mesh of `abstract`; the state that goes in is given up."""
+    """`train_step` for the mesh of `abstract`; the state that goes in is given up.
+
+    `options` None: the defaults. The mesh decides their `row_sharding`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = shardings.step.mesh
     everywhere = NamedSharding(mesh, REPLICATED)
-    step = partial(
-        train_step, model=model, optimizer=optimizer, accumulation=accumulation
-    )
+    options = (options or StepOptions())._replace(row_sharding=batch_sharding(mesh))
+    step = partial(train_step, model=model, optimizer=optimizer, options=options)
     return jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh), everywhere, everywhere),

@@ -12,7 +12,7 @@ from swa_jax.evaluation.report import render_report
 from swa_jax.evaluation.run_record import read_metrics, read_run
 from swa_jax.models.accounting import parameter_count
 from swa_jax.models.presets import preset
-from swa_jax.training.config import recipe
+from swa_jax.training.recipes import recipe
 
 EDGES = [0, 8, 16, 32]
 PARAMETERS = f"{parameter_count(preset('swax-nano')).total:,}"

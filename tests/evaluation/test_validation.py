@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swa_jax.evaluation.validation import evaluate, position_edges, positions_in_row
 from swa_jax.models.language_model import Model
@@ -19,15 +20,18 @@ def bigram_model(traces: list[int] | None = None) -> Model:
     """A model whose logits are a row of a table, times a factor of the window."""
 
     def init(key):
-        return {"table": jax.random.normal(key, (V, V))}
+        return {"table": jax.random.normal(key, (V, V)), "head": {}}
 
-    def apply(params, tokens_BT, /, *, window, segment_ids=None, state=None):
+    def hidden(params, tokens_BT, /, *, window, segment_ids=None, state=None):
         if traces is not None:
             traces.append(1)
         scale = jnp.asarray(window, jnp.float32) / 16.0
         return params["table"][tokens_BT] * scale, state
 
-    return Model(init, apply, lambda batch, *, window, context: None)  # type: ignore
+    def head(params, logits_BTV, /):
+        return logits_BTV
+
+    return Model(init, hidden, head, lambda batch, *, window, context: None)  # type: ignore
 
 
 def make_batch(key: int, segment_ids_BT: Any) -> dict[str, np.ndarray]:
@@ -67,6 +71,25 @@ def test_the_loss_is_the_mean_over_the_real_targets_of_all_batches():
     np.testing.assert_allclose(result.loss, nats / tokens, rtol=1e-6)
     bits = nats / math.log(2) / text_bytes
     np.testing.assert_allclose(result.bits_per_byte, bits, rtol=1e-6)
+
+
+def test_a_source_has_the_loss_of_its_rows():
+    model = bigram_model()
+    params = model.init(jax.random.key(0))
+    batch = make_batch(0, [*SEGMENTS, SEGMENTS[1]])
+    batch["sources"] = np.array([2, 0, 2], np.int32)
+    bytes_V = TOKEN_BYTES * np.float32(1.5)  # as where the spelling is inexact
+    twice = [batch, batch]
+    result = evaluate(model, params, twice, window=8, token_bytes=bytes_V, sources=3)
+    assert result.loss_by_source[1] is None
+    for source, rows in ((0, [1]), (2, [0, 2])):
+        part = {name: array[rows] for name, array in batch.items()}
+        alone = evaluate(model, params, [part], window=8, token_bytes=TOKEN_BYTES)
+        got = result.loss_by_source[source]
+        assert got == pytest.approx(alone.loss, rel=1e-6)
+        assert alone.loss_by_source == pytest.approx((alone.loss,), rel=1e-12)
+    real = batch["segment_ids"] > 0
+    assert result.text_bytes == 2 * round(float(bytes_V[batch["targets"][real]].sum()))
 
 
 def test_a_bin_holds_the_loss_of_its_positions():
@@ -146,3 +169,16 @@ def test_a_position_is_the_distance_from_the_segments_start():
     segment_ids_BT = np.array([[1, 1, 1, 2, 3, 3, 0], [4, 4, 4, 4, 4, 4, 4]])
     expected = [[0, 1, 2, 0, 0, 1, 0], [0, 1, 2, 3, 4, 5, 6]]
     np.testing.assert_array_equal(positions_in_row(segment_ids_BT), expected)
+
+
+def test_rows_on_eight_devices_have_the_losses_of_one():
+    model = bigram_model()
+    params = model.init(jax.random.key(0))
+    batch = make_batch(3, SEGMENTS * 4)
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "fsdp"))
+    sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    options = {"window": 8, "token_bytes": TOKEN_BYTES}
+    alone = evaluate(model, params, [batch], **options)
+    dealt_out = evaluate(model, params, [jax.device_put(batch, sharding)], **options)
+    assert dealt_out.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert dealt_out.loss_by_position == pytest.approx(alone.loss_by_position, rel=1e-5)

@@ -14,15 +14,20 @@ V = TOKENIZER.vocab_size + 3  # a model may have more ids than its tokenizer
 def reciting_model(favourite: int) -> Model:
     """A model that says params, id by id; the next likeliest is the favourite."""
 
-    def apply(params, tokens_BT, /, *, window, segment_ids=None, state=None):
+    def hidden(params, tokens_BT, /, *, window, segment_ids=None, state=None):
         logits_BTV = jnp.zeros((1, 1, V)).at[0, 0, favourite].set(1.0)
-        return logits_BTV.at[0, 0, params[state]].set(2.0), state + 1  # type: ignore
+        said = params["says"][state]
+        return logits_BTV.at[0, 0, said].set(2.0), state + 1  # type: ignore
 
-    return Model(None, apply, lambda batch, *, window, context: jnp.int32(0))  # type: ignore
+    def head(params, logits_BTV, /):
+        return logits_BTV
+
+    return Model(None, hidden, head, lambda batch, *, window, context: jnp.int32(0))  # type: ignore
 
 
 def recite(prompt: str, says: list[int], *, favourite: int = 1) -> str:
-    params, model = jnp.asarray(says, jnp.int32), reciting_model(favourite)
+    params = {"says": jnp.asarray(says, jnp.int32), "head": {}}
+    model = reciting_model(favourite)
     return generate_text(
         model, params, TOKENIZER, prompt, tokens=len(says), window=4, vocab_size=V,
         temperature=0.0,

@@ -15,8 +15,8 @@ from swa_jax.training.config import (
     OptimizerConfig,
     RunConfig,
     WindowSchedule,
-    recipe,
 )
+from swa_jax.training.recipes import recipe
 
 
 @pytest.mark.parametrize("name", PRESETS)

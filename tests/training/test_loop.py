@@ -1,6 +1,6 @@
 """The training loop on a toy model: its record, its end, and everything that stops it.
 
-`test_resume.py` does the same on a language model in processes of its own.
+`test_faults.py` does the same on a language model in processes of its own.
 """
 
 import dataclasses
@@ -14,19 +14,18 @@ import numpy as np
 import pytest
 
 from swa_jax.configuration import from_dict
-from swa_jax.training import loop, run
+from swa_jax.training import loop, program, run
 from swa_jax.training.config import RunConfig
 from swa_jax.training.loop import NonFiniteLoss, train
 from swa_jax.training.run import open_run
+from swa_jax.training.throughput import TIMES
 from tests.training.tiny import run_config, toy_model, write_corpus
-
-TIMES = ("tokens_per_second",)
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     model = toy_model()
-    for module in (loop, run):
+    for module in (program, run):
         monkeypatch.setattr(module, "language_model", lambda _config: model)
 
 
@@ -127,12 +126,12 @@ def test_a_signal_saves_and_a_resumed_run_ends_bitwise_equal(
 def poisoned(model, *, window):
     """Returns the model with logits that are no numbers at one window."""
 
-    def apply(params, tokens_BT, /, **options):
-        logits_BTV, state = model.apply(params, tokens_BT, **options)
+    def hidden(params, tokens_BT, /, **options):
+        x_BTD, state = model.hidden(params, tokens_BT, **options)
         poison = jnp.where(jnp.asarray(options["window"]) == window, jnp.nan, 0.0)
-        return logits_BTV + poison, state
+        return x_BTD + poison, state
 
-    return model._replace(apply=apply)
+    return model._replace(hidden=hidden)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path, monkeypatch):
@@ -144,7 +143,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path, monkeypatch):
     checkpoint = dataclasses.replace(config.checkpoint, every=2)
     config = dataclasses.replace(config, checkpoint=checkpoint)
     model = poisoned(toy_model(), window=16)
-    monkeypatch.setattr(loop, "language_model", lambda _config: model)
+    monkeypatch.setattr(program, "language_model", lambda _config: model)
     out = tmp_path / "run"
     with pytest.raises(NonFiniteLoss) as error:
         train(config, out=out)
@@ -163,7 +162,7 @@ def test_a_validation_that_is_no_number_stops_the_run(config, tmp_path, monkeypa
         config, windows=dataclasses.replace(windows, probabilities=(0.0, 1.0))
     )
     model = poisoned(toy_model(), window=4)
-    monkeypatch.setattr(loop, "language_model", lambda _config: model)
+    monkeypatch.setattr(program, "language_model", lambda _config: model)
     with pytest.raises(NonFiniteLoss, match=r"step 6 \(validation\).* step 3"):
         train(config, out=tmp_path / "run")
 

@@ -12,7 +12,12 @@ from jax.sharding import PartitionSpec as P
 from swa_jax.models.language_model import language_model
 from swa_jax.models.mixer_config import GLOBAL_KINDS, LOCAL_KINDS
 from swa_jax.models.presets import PRESETS, preset
-from swa_jax.training.config import MeshConfig, OptimizerConfig
+from swa_jax.training.config import (
+    GuardConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+)
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.sharding import (
     PARAMETER_SPECS,
@@ -25,6 +30,7 @@ from swa_jax.training.sharding import (
     sharded_initial_state,
     spec_of,
 )
+from swa_jax.training.step import StepOptions
 from tests.training.tiny import MODEL, random_batch, toy_model
 
 TOKEN_BYTES = np.ones(MODEL.vocab_size, np.int32)
@@ -92,33 +98,63 @@ def test_meshes_that_do_not_fit_are_refused():
 
 
 def three_steps(model, config, *, accumulation):
+    """What `repeated_three_steps` yields first."""
+    return next(repeated_three_steps(model, config, accumulation=accumulation))
+
+
+def repeated_three_steps(model, config, *, accumulation):
+    """Three steps with everything on: chunks of the loss, z-loss, mean, guard, sources.
+
+    Each time: the first and the last state and the metrics of the steps, in NumPy.
+    """
     mesh = make_mesh(config)
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3), steps=10)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, ema_decay=0.9), steps=10)
     abstract = abstract_state(model, optimizer, mesh)
+    options = StepOptions(
+        accumulation,
+        LossConfig(chunk=6, z_loss=1e-3),
+        GuardConfig(nonfinite="skip", spike="skip"),
+        sources=2,
+    )
+    step = jit_train_step(model, optimizer, abstract, options)
+    while True:
+        yield _three_steps(model, optimizer, abstract, step)
+
+
+def _three_steps(model, optimizer, abstract, step):
     state = sharded_initial_state(model, optimizer, abstract, seed=3)
-    first = jax.tree.map(np.array, state.params)
-    step = jit_train_step(model, optimizer, abstract, accumulation=accumulation)
-    history = []
+    first, history = jax.tree.map(np.array, state), []
     for seed, window in enumerate((4, 16, 7)):
         batch = random_batch(16, 16, vocab_size=MODEL.vocab_size, seed=seed)
-        batch = jax.device_put(batch, batch_sharding(mesh))
+        batch["sources"] = np.arange(16, dtype=np.int32) % 2
+        batch = jax.device_put(batch, batch_sharding(abstract.step.sharding.mesh))
         state, metrics = step(state, batch, jnp.int32(window), TOKEN_BYTES)
-        history.append(
-            {name: float(value) for name, value in metrics._asdict().items()}
-        )
+        history.append(jax.tree.map(np.array, metrics))
     for leaf, shape in zip(
         jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
     ):
         assert leaf.sharding == shape.sharding
-    return first, jax.tree.map(np.array, state.params), history
+    return first, jax.tree.map(np.array, state), history
 
 
 def check_equal(one, other):
-    first, params, history = one
-    other_first, other_params, other_history = other
-    for want, got in zip(history, other_history, strict=True):
-        for name, value in want.items():
-            assert got[name] == pytest.approx(value, rel=2e-5), name
+    first, last, history = one
+    other_first, other_last, other_history = other
+    for (path, want), got in zip(
+        jax.tree_util.tree_leaves_with_path(history),
+        jax.tree.leaves(other_history),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=2e-5, err_msg=path_name(path))
+    # The mean of the parameters moves as they do.
+    for start, want, begun, got in (
+        (first.params, last.params, other_first.params, other_last.params),
+        (first.params, last.mean_params, other_first.params, other_last.mean_params),
+    ):
+        check_moves(start, want, begun, got)
+
+
+def check_moves(first, params, other_first, other_params):
     for (path, start), want, begun, got in zip(
         jax.tree_util.tree_leaves_with_path(first),
         jax.tree.leaves(params),
@@ -132,6 +168,13 @@ def check_equal(one, other):
         moved = np.linalg.norm(np.float64(want) - start)
         apart = np.linalg.norm(np.float64(want) - got)
         assert apart <= 1e-3 * moved, (path_name(path), apart, moved)
+
+
+def check_bitwise(one, other):
+    for (path, want), got in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_array_equal(got, want, err_msg=path_name(path))
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +197,50 @@ def test_many_devices_equal_one(one_device, mesh, accumulation):
     check_equal(one_device, other)
 
 
+MESHES = [
+    MeshConfig(data, fsdp, 8 // (data * fsdp))
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+]
+
+
+@pytest.fixture(scope="module")
+def language_model_on_one_device():
+    return three_steps(language_model(MODEL), MeshConfig(data=1), accumulation=1)
+
+
 @pytest.mark.slow
-def test_a_language_model_on_many_devices_equals_itself_on_one():
+@pytest.mark.parametrize(
+    "mesh", MESHES, ids=[f"{m.data}x{m.fsdp}x{m.tensor}" for m in MESHES]
+)
+def test_a_language_model_equals_itself_on_one_device_and_on_repetition(
+    language_model_on_one_device, mesh
+):
     model = language_model(MODEL)
-    one = three_steps(model, MeshConfig(data=1), accumulation=1)
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    check_equal(one, three_steps(model, mesh, accumulation=2))
+    runs = repeated_three_steps(model, mesh, accumulation=2)
+    many = next(runs)
+    check_equal(language_model_on_one_device, many)
+    check_bitwise(many, next(runs))
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8)])
+def test_the_chunks_of_a_loss_send_nothing_from_device_to_device(mesh):
+    model, optimizer = toy_model(), make_optimizer(OptimizerConfig(), steps=10)
+    abstract = abstract_state(model, optimizer, make_mesh(mesh))
+    options = StepOptions(loss=LossConfig(chunk=4))
+    step = jit_train_step(model, optimizer, abstract, options)
+    batch = random_batch(16, 16, vocab_size=MODEL.vocab_size)
+    arguments = (abstract, batch, jnp.int32(3), TOKEN_BYTES)
+    program, found = step.lower(*arguments).compile().as_text(), {}
+    assert program is not None
+    for computation in program.split("\n\n"):
+        sends = re.findall(
+            r" (all-\w+|reduce-scatter|collective-permute)\(", computation
+        )
+        found[computation.partition(" ")[0]] = len(sends)
+    assert found.pop("ENTRY") > 0
+    assert sum(found.values()) == 0
 
 
 def test_the_state_that_goes_in_is_given_up():
@@ -167,7 +248,7 @@ def test_the_state_that_goes_in_is_given_up():
     model, optimizer = toy_model(), make_optimizer(OptimizerConfig(), steps=10)
     abstract = abstract_state(model, optimizer, mesh)
     state = sharded_initial_state(model, optimizer, abstract, seed=3)
-    step = jit_train_step(model, optimizer, abstract, accumulation=1)
+    step = jit_train_step(model, optimizer, abstract)
     batch = random_batch(8, 16, vocab_size=MODEL.vocab_size)
     step(state, batch, jnp.int32(3), TOKEN_BYTES)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))

@@ -53,7 +53,7 @@ def toy_model(_config: ModelConfig = MODEL, /) -> Model:
             "head": {"kernel": 0.1 * jax.random.normal(keys[2], (16, 264))},
         }
 
-    def apply(params, tokens_BT, /, *, window, segment_ids=None, state=None):
+    def hidden(params, tokens_BT, /, *, window, segment_ids=None, state=None):
         x_BTD = params["embed"]["embedding"][tokens_BT]
         index_T = jnp.arange(tokens_BT.shape[1])
         distance_TS = index_T[:, None] - index_T[None, :]
@@ -69,12 +69,15 @@ def toy_model(_config: ModelConfig = MODEL, /) -> Model:
             v_BSD = x_BTD @ layer["mixer"]["out"]["kernel"][period]
             mean_BTD = jnp.tanh(jnp.einsum("bts,bsd->btd", weight_BTS, v_BSD))
             x_BTD = x_BTD + mean_BTD * layer["mixer_norm"]["scale"][period][None, None]
-        return x_BTD @ params["head"]["kernel"], state
+        return x_BTD, state
+
+    def head(params, x_BTD, /):
+        return x_BTD @ params["kernel"]
 
     def init_state(batch, /, *, window, context):
         raise NotImplementedError("training needs no state")
 
-    return Model(init, apply, init_state)
+    return Model(init, hidden, head, init_state)
 
 
 def run_config(corpus: Path | None = None, **changes) -> RunConfig:

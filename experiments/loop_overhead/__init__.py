@@ -1,0 +1,1 @@
+"""What does the training loop cost beside its step? README.md has the method."""

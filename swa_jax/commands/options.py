@@ -1,0 +1,160 @@
+"""What the commands but training take from the command line, as dataclasses.
+
+A field is a flag, and its line below "Attributes" the flag's help. Nothing here imports
+JAX: help and usage errors come at once.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from swa_jax.training.config import Step
+
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluate a trained run on its validation text and write evaluation.json.
+
+    Attributes:
+        run: run folder.
+        step: optimizer step of the checkpoint; newest: the newest that verifies; best:
+            the one of the lowest validation loss.
+        windows: windows (tokens); none given: the smallest and the largest trained one.
+        max_tokens: number of validation tokens to stop after.
+    """
+
+    run: RunFolder
+    step: Step = "newest"
+    windows: tuple[int, ...] = ()
+    max_tokens: int = 2**17
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Continue a text with a trained run; the text alone goes to standard output.
+
+    Attributes:
+        run: run folder.
+        prompt: text to continue.
+        tokens: number of tokens to generate, at most; a document may end before.
+        window: window (tokens); None: the largest trained one.
+        temperature: divides the logits (dimensionless); 0 takes the likeliest token.
+        top_k: draw from this many likeliest tokens; None: from all.
+        top_p: draw from the likeliest tokens that reach this probability; None: all.
+        seed: seed of the draws.
+        step: optimizer step of the checkpoint; newest: the newest that verifies; best:
+            the one of the lowest validation loss.
+    """
+
+    run: RunFolder
+    prompt: str = ""
+    tokens: int = 200
+    window: int | None = None
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    step: Step = "newest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Print what the presets cost: parameters, FLOPs per token, state bytes.
+
+    Attributes:
+        preset: name of one preset, with its layers by kind; None: all presets.
+        seq_len: length of a sequence (tokens).
+        windows: windows (tokens) of the sliding-window layers.
+        json: print JSON and nothing else.
+    """
+
+    preset: str | None = None
+    seq_len: int = 16_384
+    windows: tuple[int, ...] = (128, 2048)
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write RUN/report.html: one file, offline, of a run in any state.
+
+    Attributes:
+        run: run folder.
+    """
+
+    run: RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """List the checkpoints of a run and verify every file of them.
+
+    Attributes:
+        run: run folder.
+    """
+
+    run: RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the parameters of a run as safetensors, with configuration and tokenizer.
+
+    Attributes:
+        run: run folder.
+        out: folder to write, which must not be there; it opens like a run.
+        step: optimizer step of the checkpoint; newest: the newest that verifies; best:
+            the one of the lowest validation loss.
+        dtype: type of the parameters; float32 keeps every bit.
+    """
+
+    run: RunFolder
+    out: Path
+    step: Step = "newest"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """Cut a corpus into a token cache, which `swax train --data` reads piece by piece.
+
+    In parallel, in flat memory, and resumable: the same command goes on with a cache
+    that was interrupted.
+
+    Attributes:
+        paths: files, folders or globs: text, .jsonl (.gz, .zst) or .parquet.
+        out: folder of the cache.
+        verify: only check every checksum of the cache PATH.
+        tokenizer: bpe, trained on a sample; bytes; or a Hugging Face tokenizer.json.
+        vocab_size: largest number of BPE tokens.
+        separator: special token that stands before each document; None: the one that a
+            tokenizer.json ends texts with.
+        format: how files are read; auto: by their names.
+        field: field of JSON lines, or column of Parquet files, that is the text.
+        on_bad_record: stop with its file and number, or skip, count and report it.
+        seed: seed of the run that will train; with its validation_fraction it decides
+            the documents that a BPE learns from.
+        validation_fraction: fraction of the documents that the run will hold out.
+        shard_tokens: tokens of a shard, which is what an interruption loses at most.
+        workers: processes that tokenize; None: one per processor.
+    """
+
+    paths: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH")
+    ]
+    out: Path | None = None
+    verify: bool = False
+    tokenizer: str = "bpe"
+    vocab_size: int = 2048
+    separator: str | None = None
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    field: str = "text"
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    seed: int = 0
+    validation_fraction: float = 0.05
+    shard_tokens: int = 2**24
+    workers: int | None = None
