@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None:
             traceback.print_exc()
-            return FAILURE
+            return leave(FAILURE)
         print(f"swax: error: {one_line(error)}", file=sys.stderr)
-        return code
+        return leave(code)
 
 
 def _exit_code(error: Exception) -> int | None:

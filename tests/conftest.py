@@ -6,6 +6,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 _flags = os.environ.get("XLA_FLAGS", "")
@@ -16,6 +17,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # A folder of programs for this session alone, which its processes inherit.
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="swa_jax-")
     atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore it, and so would the runs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in [name for name in os.environ if name.startswith("SWAX_")]:
     del os.environ[_name]  # settings of the person who tests
 

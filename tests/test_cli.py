@@ -43,7 +43,9 @@ def parse_train(words):
         (["report", "no/such/run"], "no/such/run is no run folder"),
         (["flops", "--preset", "nope"], "no preset is called 'nope'"),
         (["flops", "--seq-len", "0"], "seq_len=0"),
-        (["flops", "--windows"], "at least one window"),
+        (["flops", "--windows"], "--windows: wanted"),
+        (["generate", "x", "--seed", "2147483648"], "--seed: wanted an int within 32"),
+        (["eval", "x", "--windows", "8", "2147483648"], "--windows: wanted an int"),
     ],
 )
 def test_bad_input_ends_in_2_with_one_message(arguments, message, tmp_path, capsys):

@@ -35,7 +35,7 @@ class Options:
     Attributes:
         preset: whose recipe is run, on the default text.
         rounds: turns of both.
-        steps: steps of a turn.
+        steps: steps of a turn; more than logging.statistics_every.
         data: text instead of the default one, as --data of `swax train`.
         out: file for the results; None: results/DEVICE-PRESET.json.
     """
@@ -53,10 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(
         Options, args=arguments, prog="python -m experiments.loop_overhead"
     )
-    if options.rounds < 1 or options.steps < 3:
-        print("loop_overhead: wanted rounds >= 1 and steps >= 3", file=sys.stderr)
-        return BAD_INPUT
     config = recipe(options.preset)
+    # Of fewer steps none has the pass of statistics, which is part of the loop.
+    least = config.logging.statistics_every + 1
+    if options.rounds < 1 or options.steps < least:
+        print(f"loop_overhead: wanted rounds >= 1, steps >= {least}", file=sys.stderr)
+        return BAD_INPUT
     text = dataclasses.replace(config.data, path=options.data)
     readings = run(dataclasses.replace(config, data=text), options)
     result = summary(readings)

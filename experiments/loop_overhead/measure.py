@@ -34,7 +34,7 @@ class Reading(NamedTuple):
 
     bare: float  # the compiled step alone, one batch again and again
     bare_process: float  # the same in CPU time of all threads
-    loop: float  # the training loop, without validation and checkpoints
+    loop: float  # the training loop with its statistics, without other stalls
     thread: float  # CPU time of the loop's own thread, with an empty step
     process: float  # CPU time of all threads then, those that read ahead as well
 
@@ -64,7 +64,7 @@ def measure(
 ) -> Reading:
     """One turn of each, over so many steps; `folder` is for the runs' files."""
     bare, bare_process = _bare_seconds(program, compiled, steps=steps)
-    empty = compiled._replace(call=_empty_step(program, compiled))
+    empty = _empty_step(program, compiled)
     runs = {
         "loop": (compiled, time.monotonic),
         "thread": (empty, time.thread_time),
@@ -110,21 +110,13 @@ def _loop_seconds(
     clock: Callable[[], float],
 ) -> float:
     """Seconds a step of the whole loop by a clock, as the loop itself reports them."""
-    config, stop = program.config, StopRequest()
+    stop = StopRequest()
     folder.mkdir(parents=True)
     throughput = Throughput(flops_per_token=float, peak_flops=None, clock=clock)
     console = Console(file=StringIO())
     with ExitStack() as stack:
         enter = stack.enter_context
-        batches = enter(
-            closing(
-                train_iterator(
-                    program.data,
-                    rows_of_step=partial(rows_of_step, config),
-                    seed=config.seed,
-                )
-            )
-        )
+        batches = enter(closing(_batches(program)))
         recorder = Recorder(
             program,
             checkpoints=enter(Checkpoints(folder / "checkpoints", keep=1)),
@@ -148,14 +140,28 @@ def _loop_seconds(
     return throughput.of_the_run()["step_seconds"]
 
 
-def _empty_step(program: Program, compiled: CompiledStep) -> Callable[..., Any]:
-    """A step that gives back its state, and the metrics of a real step."""
-    _, metrics = compiled.call(
-        program.initial(), _first_batch(program), np.int32(1), program.token_bytes_V
+def _batches(program: Program) -> TrainIterator:
+    config = program.config
+    return train_iterator(
+        program.data, rows_of_step=partial(rows_of_step, config), seed=config.seed
     )
-    # A copy each time, since an array keeps what was fetched of it.
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)).lower(metrics).compile()
-    return lambda state, *_: (state, copy(metrics))
+
+
+def _empty_step(program: Program, compiled: CompiledStep) -> CompiledStep:
+    """A step that gives back its state, and metrics and statistics of a real one."""
+    state, batch, window = program.initial(), _first_batch(program), np.int32(1)
+    statistics = compiled.statistics(state.params, batch, window)
+    _, metrics = compiled.call(state, batch, window, program.token_bytes_V)
+    copies, copied = _copier(metrics), _copier(statistics)
+    return compiled._replace(
+        call=lambda state, *_: (state, copies()), statistics=lambda *_: copied()
+    )
+
+
+def _copier(tree: Any) -> Callable[[], Any]:
+    """Copies of some arrays, new each time: an array keeps what was fetched of it."""
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree)).lower(tree).compile()
+    return lambda: copy(tree)
 
 
 def _first_batch(program: Program) -> dict[str, jax.Array]:

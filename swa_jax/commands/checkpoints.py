@@ -1,6 +1,7 @@
 """``swax checkpoints``: what a run has saved, and whether it is whole."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -10,45 +11,63 @@ from swa_jax.training.manifest import total_bytes
 from swa_jax.training.run import CHECKPOINT_FOLDER, read_config
 
 
+class Found(NamedTuple):
+    """What is on disk of a checkpoint."""
+
+    size: int  # bytes
+    damage: str | None
+    loss: float | None  # validation, where there is one that can be trusted
+
+
 def print_checkpoints(run: Path, /) -> None:
-    """Prints a line for each checkpoint of a run.
+    """Prints a line for each checkpoint of a run, which may be in progress.
 
     Raises FileNotFoundError where there is no run, and then OSError if one is damaged.
     """
     read_config(run)
     with Checkpoints(run / CHECKPOINT_FOLDER) as checkpoints:
-        steps = checkpoints.steps()
-        damage = {step: checkpoints.damage(step) for step in steps}
-        whole = [step for step in steps if damage[step] is None]
-        marks = {checkpoints.best_step(): "best"}
-        if whole:
-            marks[whole[-1]] = ", ".join(filter(None, (marks.get(whole[-1]), "newest")))
-        table = Table("step", "bytes", "files", "validation loss", "", box=None)
-        for step in steps:
-            table.add_row(
-                str(step),
-                f"{total_bytes(checkpoints.folder / str(step)):,}",
-                "verified" if damage[step] is None else "damaged",
-                _loss(checkpoints, step),
-                marks.get(step, ""),
-            )
-    if steps:
+        looked_at = {step: _look_at(checkpoints, step) for step in checkpoints.steps()}
+        best = checkpoints.best_step()
+    found = {step: one for step, one in looked_at.items() if one is not None}
+    if found:
+        table = _table(found, best)
         Console(soft_wrap=True, highlight=False, markup=False).print(table)
     else:
         print(f"no checkpoint in {checkpoints.folder}")
-    for step in sorted(set(steps) - set(whole)):
-        print(f"step {step}: {damage[step]}")
-    if len(whole) < len(steps):
+    damage = {step: one.damage for step, one in found.items() if one.damage is not None}
+    for step, words in damage.items():
+        print(f"step {step}: {words}")
+    if damage:
         raise OSError(
-            f"{len(steps) - len(whole)} of {len(steps)} checkpoints in "
-            f"{checkpoints.folder} are damaged"
+            f"{len(damage)} of {len(found)} checkpoints in {checkpoints.folder} are "
+            "damaged"
         )
 
 
-def _loss(checkpoints: Checkpoints, step: int) -> str:
-    """The validation loss of a checkpoint, "-" where there is none to be trusted."""
+def _look_at(checkpoints: Checkpoints, step: int) -> Found | None:
+    """What is on disk of a step; None where its run has removed it meanwhile."""
+    folder = checkpoints.folder / str(step)
+    size, damage, loss = 0, None, None
     try:
+        size = total_bytes(folder)
+        damage = checkpoints.damage(step)
         loss = checkpoints.record(step).validation_loss
-    except ValueError:
-        return "-"
-    return "-" if loss is None else f"{loss:.6g}"
+    except (FileNotFoundError, ValueError) as error:
+        damage = damage or str(error)
+    return Found(size, damage, loss) if folder.is_dir() else None
+
+
+def _table(found: dict[int, Found], best: int | None) -> Table:
+    """A row for each checkpoint, in their order."""
+    newest = max((step for step, one in found.items() if one.damage is None), default=0)
+    table = Table("step", "bytes", "files", "validation loss", "", box=None)
+    for step, (size, damage, loss) in found.items():
+        marks = ("best" if step == best else "", "newest" if step == newest else "")
+        table.add_row(
+            str(step),
+            f"{size:,}",
+            "verified" if damage is None else "damaged",
+            "-" if loss is None else f"{loss:.6g}",
+            ", ".join(filter(None, marks)),
+        )
+    return table

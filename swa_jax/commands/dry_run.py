@@ -38,7 +38,8 @@ def print_dry_run(config: RunConfig, /, *, out: Path | None, resume: bool) -> No
     if out is not None:
         check_folder(out, config, resume=resume)
         if resume and (out / TOKENIZER_FILE).is_file():
-            tokenizer = load_tokenizer(out / TOKENIZER_FILE)
+            path, separator = out / TOKENIZER_FILE, config.data.separator
+            tokenizer = load_tokenizer(path, separator=separator)
     print("configuration")
     print(json.dumps(to_dict(config), indent=2))
     for line in model_lines(config):
@@ -48,6 +49,7 @@ def print_dry_run(config: RunConfig, /, *, out: Path | None, resume: bool) -> No
         print(line)
     with compilation_cache(config.runtime.compilation_cache, say=print):
         program = prepare(config, data)
+        print(device_line(config, program.mesh.size))
         for line in memory_lines(program):
             print(line)
         rows = config.batch.rows
@@ -71,11 +73,15 @@ def model_lines(config: RunConfig, /) -> list[str]:
             f"window {window}: {cost.forward_flops / 1e6:,.1f} MFLOPs/token forward, "
             f"{cost.training_flops / 1e6:,.1f} of training"
         )
-    peak = peak_flops(config, jax.device_count())
+    return lines
+
+
+def device_line(config: RunConfig, devices: int, /) -> str:
+    """The devices of the run's mesh, and what they can do."""
+    peak = peak_flops(config, devices)
     kind = jax.devices()[0].device_kind
     known = "unknown: no MFU" if peak is None else f"{peak / 1e12:,.0f} TFLOP/s"
-    lines.append(f"devices: {jax.device_count()} x {kind}, peak {known}")
-    return lines
+    return f"devices: {devices} x {kind}, peak {known}"
 
 
 def memory_lines(program: Program, /) -> list[str]:

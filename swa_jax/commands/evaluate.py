@@ -12,6 +12,7 @@ from swa_jax.data.pipeline import load_text_data
 from swa_jax.evaluation.final import evaluate_run, save_evaluation
 from swa_jax.training.checkpoint import check_same_text
 from swa_jax.training.config import Step
+from swa_jax.training.memory import memory_errors
 from swa_jax.training.run import open_run
 
 
@@ -34,15 +35,16 @@ def evaluate_folder(
     data = load_text_data(config.data, seed=config.seed, tokenizer=run.tokenizer)
     # Another text is another split: the model may have been trained on it.
     check_same_text(run.fingerprint, data.fingerprint)
-    evaluation = evaluate_run(
-        config,
-        run.model,
-        run.params,
-        data,
-        step=run.step,
-        windows=windows,
-        max_tokens=max_tokens,
-    )
+    with memory_errors(config, doing="evaluating", numbers=""):
+        evaluation = evaluate_run(
+            config,
+            run.model,
+            run.params,
+            data,
+            step=run.step,
+            windows=windows,
+            max_tokens=max_tokens,
+        )
     path = save_evaluation(folder, evaluation)
     print_evaluation(evaluation)
     print(f"written to {path}")

@@ -12,6 +12,16 @@ import tyro
 
 from swa_jax.training.config import Step
 
+_INT32 = 2**31
+
+
+def _check_int32(flag: str, *values: int) -> None:
+    """Raises ValueError for what no array of integers on a device holds."""
+    for value in values:
+        if not -_INT32 <= value < _INT32:
+            raise ValueError(f"--{flag}: wanted an int within 32 bits, got {value}")
+
+
 RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 
 
@@ -31,6 +41,9 @@ class Eval:
     step: Step = "newest"
     windows: tuple[int, ...] = ()
     max_tokens: int = 2**17
+
+    def __post_init__(self) -> None:
+        _check_int32("windows", *self.windows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +72,11 @@ class Generate:
     top_p: float | None = None
     seed: int = 0
     step: Step = "newest"
+
+    def __post_init__(self) -> None:
+        _check_int32("seed", self.seed)
+        _check_int32("window", self.window or 0)
+        _check_int32("top-k", self.top_k or 0)
 
 
 @dataclasses.dataclass(frozen=True)

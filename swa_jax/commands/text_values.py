@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from swa_jax.configuration import describe, is_unicode, shown
+from swa_jax.configuration import LARGEST_INT, describe, is_unicode, shown
 
 NONE_WORDS = ("None", "none")
 SWITCH_WORDS = {"true": True, "True": True, "false": False, "False": False}
@@ -73,6 +73,8 @@ def _first_that_fits(members: Sequence[Any], words: Sequence[str]) -> Any:
 
 
 def _tuple(elements: Sequence[Any], words: Sequence[str]) -> tuple[Any, ...]:
+    if not words:  # mostly a variable of the shell that is not set
+        raise _NoSuchValueError
     if len(elements) == 2 and elements[1] is Ellipsis:
         return tuple(_value(elements[0], [word]) for word in words)
     if len(elements) != len(words):
@@ -88,7 +90,7 @@ def _scalar(hint: Any, word: str) -> Any:
         return Path(word)
     if hint is bool and word in SWITCH_WORDS:
         return SWITCH_WORDS[word]
-    if hint is int and _INT.fullmatch(word):
+    if hint is int and _INT.fullmatch(word) and abs(int(word)) <= LARGEST_INT:
         return int(word)
     if hint is float:
         return number(word)

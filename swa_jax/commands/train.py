@@ -8,6 +8,7 @@ from swa_jax.evaluation.report import render_report
 from swa_jax.training.config import RunConfig
 from swa_jax.training.interrupt import Stopped, stop_on_signals, until_stopped
 from swa_jax.training.loop import train
+from swa_jax.training.memory import memory_errors
 
 
 def train_and_report(config: RunConfig, /, *, out: Path | None, resume: bool) -> None:
@@ -26,7 +27,10 @@ def train_and_report(config: RunConfig, /, *, out: Path | None, resume: bool) ->
             f"`swax train --resume --out {folder}`",
             number=result.stopped_by,
         )
-    with stop_on_signals() as stop:  # everything is saved, and XLA hears no signal
+    with (
+        stop_on_signals() as stop,  # everything is saved, and XLA hears no signal
+        memory_errors(config, doing="evaluating", numbers=""),
+    ):
         evaluation = until_stopped(
             lambda: evaluate_run(
                 config, result.model, result.params, result.data, step=result.step

@@ -77,7 +77,7 @@ def train_arguments(words: Sequence[str], environment: Mapping[str, str], /) -> 
         {path[1:]: value for path, value in given.items() if path[0] == "config"}
     )
     for name, path in SHORT_FLAGS.items():
-        if options.get(name) is not None:
+        if name in options:
             flags = _with_short_flag(flags, name, path, options[name])
     asked = merged(environment_settings(environment), flags)
     file = _file_settings(options.get("config_file"))

@@ -177,16 +177,16 @@ class TrainIterator(Iterator[Batch]):
         """The next batch; there is always one.
 
         Raises BadRecordError for a record that cannot be read, where that is to stop,
-        and RuntimeError when a reading process has died.
+        and ChildProcessError when a reading process has died.
         """
         begin = time.monotonic()
-        self._read_ahead()
         try:
+            self._read_ahead()
             batch, problems = self._pending.popleft().result()
         except BadRecordError as error:  # of another process, maybe, and its frames
             raise BadRecordError(str(error)) from error
         except BrokenExecutor as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a process that reads batches ahead has died, maybe for want of "
                 "memory; data.workers=0 reads in this process"
             ) from error

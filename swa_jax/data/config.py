@@ -8,6 +8,7 @@ from typing import Literal
 OnBadRecord = Literal["stop", "skip"]
 
 MAX_WORKERS = 256
+_FIELD = "text"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SUFFIX = re.compile(r"(\.(txt|jsonl|parquet|gz|zst))+$")
 
@@ -27,7 +28,7 @@ class SourceConfig:
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """How the files are read. auto: by their names, .jsonl (also .gz and .zst) as JSON
     lines, .parquet as Parquet, all others as text, one document each."""
-    field: str = "text"
+    field: str = _FIELD
     """Field of the JSON objects, or column of the Parquet files, that is the text."""
     weight: float = 1.0
     """Share of the rows, relative to the weights of the other sources."""
@@ -92,8 +93,8 @@ class DataConfig:
     path: str | None = None
     """A text file, JSON lines, Parquet, a folder (read recursively), a glob pattern or
     a token cache; by default the source code of this Python's standard library."""
-    field: str = "text"
-    """Field of JSON lines, or column of Parquet files, that is the text."""
+    field: str = _FIELD
+    """Field of JSON lines, or column of Parquet files, that is the text of `path`."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sources instead of `path`, each with its weight. On the command line
     NAME=PATH@WEIGHT for each, such as code=src@0.7."""
@@ -146,6 +147,12 @@ class DataConfig:
             raise ValueError(
                 f"path and sources exclude each other, got path={self.path!r} beside "
                 f"{len(self.sources)} sources; give path alone, or list it in sources"
+            )
+        if self.sources and self.field != _FIELD:
+            raise ValueError(
+                f"field and sources exclude each other, got field={self.field!r} "
+                f"beside {len(self.sources)} sources; give each source its own field, "
+                "in a configuration file"
             )
         names = [source.label for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})

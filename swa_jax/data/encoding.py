@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -43,11 +44,15 @@ def encoding_pool(
 def encoded(
     items: Iterable[Item], pool: ProcessPoolExecutor, /, *, workers: int
 ) -> Iterator[Encoded]:
-    """The items with their tokens, in order; few are in memory at a time."""
+    """The items with their tokens, in order; few are in memory at a time.
+
+    Raises ChildProcessError when one of the processes has died.
+    """
     pending: deque[tuple[list[Item], Future[_Result]]] = deque()
     for block in _blocks(items):
         documents = [item.document for item in block if item.document is not None]
-        pending.append((block, pool.submit(_encode, documents)))
+        with _deaths():
+            pending.append((block, pool.submit(_encode, documents)))
         if len(pending) > 2 * workers:
             yield from _results(*pending.popleft())
     while pending:
@@ -67,13 +72,26 @@ def _blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _results(block: list[Item], future: Future[_Result]) -> Iterator[Encoded]:
-    results = iter(future.result())
+    with _deaths():
+        results = iter(future.result())
     nothing = np.zeros(0, np.uint16)
     for item in block:
         if item.document is None:
             yield Encoded(item, nothing, (0, 0, 0, 0), 0)
         else:
             yield Encoded(item, *next(results))
+
+
+@contextmanager
+def _deaths() -> Iterator[None]:
+    """Says what it means that a pool is broken."""
+    try:
+        yield
+    except BrokenExecutor as error:
+        raise ChildProcessError(
+            "a process that tokenizes has died, maybe for want of memory; run the same "
+            "command with fewer --workers, it goes on where it stopped"
+        ) from error
 
 
 _tokenizer_of_worker: Tokenizer | None = None  # of this process, where it is a worker

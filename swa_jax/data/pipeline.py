@@ -15,7 +15,11 @@ from swa_jax.data.corpus import Document, LeftOut, read_corpus
 from swa_jax.data.documents import MemoryDocuments, TokenDocuments
 from swa_jax.data.packing import PackedRows
 from swa_jax.data.rows import JoinedRows
-from swa_jax.data.sources.token_cache import TokenCache, is_token_cache
+from swa_jax.data.sources.token_cache import (
+    TOKENIZER_FILE,
+    TokenCache,
+    is_token_cache,
+)
 from swa_jax.data.split import sample_of_training, split
 from swa_jax.data.tokenizer import (
     Tokenizer,
@@ -51,8 +55,8 @@ class TextData:
     "sources" in a batch are the indices. `token_bytes_V` are the bytes of text that
     each token stands for, whose sum over all tokens is that of the text. `fingerprint`
     is a SHA-256 of everything that decides the rows of both splits and their order
-    within a source: documents, tokens, row length and seed. Equal fingerprints mean
-    equal rows, on whatever machine, from text or from a token cache.
+    within a source: documents, tokens, separator, row length and seed. Equal
+    fingerprints mean equal rows, on whatever machine, from text or from a token cache.
     """
 
     tokenizer: Tokenizer
@@ -134,7 +138,9 @@ def load_text_data(
         validation_size=_size(pairs, 1, validation),
         token_bytes_V=_token_bytes(tokenizer, stores),
         skipped=left_out,
-        fingerprint=_fingerprint(pairs, seed=seed, seq_len=config.seq_len),
+        fingerprint=_fingerprint(
+            pairs, seed=seed, seq_len=config.seq_len, separator=tokenizer.separator
+        ),
     )
 
 
@@ -160,11 +166,15 @@ def _open(source: SourceConfig, config: DataConfig, left_out: LeftOut) -> _Opene
 def _tokenizer_of(
     config: DataConfig, opened: Sequence[_Opened], seed: int
 ) -> Tokenizer:
-    """The tokenizer of the first cache, else the one that the configuration names."""
+    """The tokenizer of the first cache, else the one that the configuration names.
+
+    With the separator of the configuration, which a run that goes on takes as well.
+    """
     kind = config.tokenizer
     for source in opened:
         if source.cache is not None and kind == "bpe":
-            return source.cache.tokenizer()
+            path = source.cache.folder / TOKENIZER_FILE
+            return load_tokenizer(path, separator=config.separator)
     total = sum(source.config.weight for source in opened)
     samples = (
         sample_of_training(
@@ -188,14 +198,16 @@ def _check_tokenizers(opened: Sequence[_Opened], tokenizer: Tokenizer) -> None:
     for source in opened:
         if source.cache is None:
             continue
-        found = source.cache.tokenizer().fingerprint
-        if found != tokenizer.fingerprint:
+        own = source.cache.tokenizer()
+        if own.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the token cache {source.cache.folder} was made with another "
-                f"tokenizer (fingerprint {found[:16]}) than the run's "
+                f"tokenizer (fingerprint {own.fingerprint[:16]}) than the run's "
                 f"({tokenizer.fingerprint[:16]}); make the cache with the run's "
                 "tokenizer, `swax tokenize --tokenizer FILE`, or begin a run with the "
-                "cache's"
+                f"cache's. The cache's separator is {own.separator_token!r}, the run's "
+                f"{tokenizer.separator_token!r}: where only that differs, give "
+                f"data.separator={own.separator_token!r}"
             )
 
 
@@ -255,8 +267,9 @@ def _fingerprint(
     *,
     seed: int,
     seq_len: int,
+    separator: int,
 ) -> str:
-    digest = hashlib.sha256(json.dumps([seed, seq_len]).encode())
+    digest = hashlib.sha256(json.dumps([seed, seq_len, separator]).encode())
     for store, sides in sources:
         for order in sides:
             digest.update(len(order).to_bytes(8, "little"))

@@ -4,20 +4,23 @@ This process reads, workers tokenize, this process writes, in the documents' ord
 the cache does not depend on the workers, and memory does not grow with the corpus.
 """
 
-import fcntl
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from swa_jax.data.cache_folder import locked_folder
 from swa_jax.data.config import OnBadRecord, SourceConfig, check_tokenizer
 from swa_jax.data.corpus import BEGIN, Item, LeftOut, Place, items_of, no_text
 from swa_jax.data.documents import token_type
 from swa_jax.data.encoding import Encoded, encoded, encoding_pool
 from swa_jax.data.fingerprints import FileState, check_unchanged, fingerprint_files
-from swa_jax.data.one_move import unfinished_path, write_in_one_move
+from swa_jax.data.one_move import (
+    move_into_place,
+    unfinished_path,
+    write_in_one_move,
+)
 from swa_jax.data.pipeline import BPE_SAMPLE, make_tokenizer
 from swa_jax.data.shards import ShardWriter, finished_shards, remove_notes
 from swa_jax.data.sources.files import SourceFile, find_files
@@ -108,23 +111,36 @@ def build_token_cache(
 
     Raises FileNotFoundError and ValueError for paths without usable text and for bad
     records that are to stop; ValueError for a folder that holds something else, or a
-    cache of other settings or files, and where another process is building it.
+    cache of other settings or files, and where another process is building it;
+    ChildProcessError when a process that tokenizes has died.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1 process, got {workers}")
     source = SourceConfig(format=config.format, field=config.field)
     files = _files_of(paths, source)
-    with _locked(out):
+    where = ", ".join(map(repr, paths))
+    if not files:
+        raise ValueError(no_text(where, LeftOut()))
+    with locked_folder(out):
         if (out / MANIFEST_FILE).is_file():
-            manifest = read_manifest(out)
-            _check_same_settings(manifest["settings"], config, out)
-            return manifest
+            return _complete(out, files, config, report)
         _begin(out, config)
         states = fingerprint_files(files, out / SOURCE_FILES, report=_checking(report))
-        where = ", ".join(map(repr, paths))
         job = _Job(where, source, files, states, config, out, report)
         tokenizer = _tokenizer(job)
         return _write_shards(job, tokenizer, workers)
+
+
+def _complete(
+    out: Path, files: list[SourceFile], config: CacheConfig, report: Report
+) -> dict[str, Any]:
+    """The manifest of a complete cache; ValueError for one of something else."""
+    manifest, record = read_manifest(out), out / SOURCE_FILES
+    _check_same_settings(manifest["settings"], config, out)
+    if not record.is_file():
+        raise ValueError(f"{record} is missing: restore it, or build the cache again")
+    fingerprint_files(files, record, report=_checking(report))
+    return manifest
 
 
 def _files_of(paths: Sequence[str], source: SourceConfig) -> list[SourceFile]:
@@ -151,35 +167,14 @@ def _files_of(paths: Sequence[str], source: SourceConfig) -> list[SourceFile]:
     ]
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock ends with the process."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder for the token cache")
-    known = (MANIFEST_FILE, PLAN_FILE, "lock", PLAN_FILE + ".tmp")
-    begun = any((out / name).exists() for name in known)
-    if out.is_dir() and any(out.iterdir()) and not begun:
-        raise ValueError(
-            f"{out} holds something else than a token cache; give an empty folder"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another process is building the token cache {out}; wait for it"
-            ) from None
-        yield
-    # The file stays: removing it would let two processes hold two locks of one name.
-
-
 def _begin(out: Path, config: CacheConfig) -> None:
     """Writes down the settings of a new cache, or compares those of one begun."""
     path = out / PLAN_FILE
     if path.is_file():
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(settings, dict):
+                raise ValueError("it is no object of settings")
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; remove {out}") from None
         _check_same_settings(settings, config, out)
@@ -220,7 +215,7 @@ def _tokenizer(job: _Job) -> Tokenizer:
             separator=config.separator,
         )
         tokenizer.save(unfinished_path(path))
-        unfinished_path(path).replace(path)
+        move_into_place(unfinished_path(path), path)
     return load_tokenizer(path, separator=config.separator)
 
 
@@ -330,17 +325,20 @@ def _shards(
     """The note of each shard when it is whole, and what was left out since the last.
 
     A shard ends with the first document that fills it, whatever the workers. What comes
-    after the last document has no shard, hence None.
+    after the last document has no shard, hence None; it is read again, and counted
+    again, by whoever goes on behind the last shard.
     """
-    writer, left_out = None, LeftOut()
+    writer, left_out, tail = None, LeftOut(), LeftOut()
     after = BEGIN
     try:
         for result in results:
             meter.count(result)
             document = result.item.document
             if document is None:
-                left_out.add(result.item.name, result.item.reason)
+                tail.add(result.item.name, result.item.reason)
                 continue
+            left_out.add_all(tail)
+            tail = LeftOut()
             writer = writer or ShardWriter(job.out, number)
             writer.add(
                 document.name,
@@ -354,8 +352,8 @@ def _shards(
                 writer, left_out, number = None, LeftOut(), number + 1
         if writer is not None:
             yield writer.finish(after, left_out), left_out
-            writer, left_out = None, LeftOut()
-        yield None, left_out
+            writer = None
+        yield None, tail
     finally:
         if writer is not None:
             writer.abandon()

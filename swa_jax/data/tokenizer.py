@@ -74,12 +74,20 @@ class Tokenizer:
     def __init__(
         self, library: tokenizers.Tokenizer, /, *, separator: str | None = None
     ) -> None:
-        """Raises ValueError where the separator or the bytes of tokens are unknown."""
+        """Raises ValueError where the separator or the bytes of tokens are unknown.
+
+        Also where tokens are drawn at random.
+        """
         library.no_truncation()
         library.no_padding()
         library.encode_special_tokens = True  # i.e. a spelled separator is just text
         serialized = library.to_str()
         content = json.loads(serialized)
+        if dropout := content["model"].get("dropout"):
+            raise ValueError(
+                f"the model has {dropout=}, with which equal texts get other tokens "
+                "each time; set it to null in the file"
+            )
         self._library = library
         self.separator_token, self.separator = _separator(content, separator)
         self._pieces = pieces_of(content)

@@ -10,7 +10,7 @@ from swa_jax.data.batches import validation_batches
 from swa_jax.data.pipeline import TextData
 from swa_jax.evaluation.compression import gzip_bits_per_byte
 from swa_jax.evaluation.run_record import EVALUATION_FILE
-from swa_jax.evaluation.validation import evaluate
+from swa_jax.evaluation.validation import Evaluation, evaluate
 from swa_jax.inference.text import generate_text
 from swa_jax.models.language_model import Model
 from swa_jax.training.config import RunConfig
@@ -35,34 +35,47 @@ def evaluate_run(
     """Returns the content of evaluation.json.
 
     An ``Evaluation`` for each of ``windows`` (tokens; none given: the smallest and the
-    largest trained one) over at most ``max_tokens`` of validation rows, a sample at the
-    largest, gzip over the whole validation text. Raises ValueError for windows below 1.
+    largest trained one) over at most ``max_tokens`` of validation rows, or one row, if
+    that is longer; a sample at the largest, gzip over the whole validation text. Raises
+    ValueError for windows that are none.
     """
     trained = {config.windows.smallest, config.windows.largest}
     windows = sorted(set(windows) or trained)
-    rows = config.batch.rows // config.batch.accumulation
-    max_batches = max(1, max_tokens // (rows * config.data.seq_len))
-    evaluations = {}
-    for window in windows:
-        batches = validation_batches(data, batch_size=rows, max_batches=max_batches)
-        evaluations[str(window)] = evaluate(
+    batches = _batches_of(config, max_tokens)
+
+    def at(window: int) -> Evaluation:
+        return evaluate(
             model,
             params,
-            batches,
+            validation_batches(data, **batches),
             window=window,
             token_bytes=data.token_bytes_V,
             sources=len(data.weights),
-        )._asdict()
+            chunk=config.loss.chunk,
+        )
+
     return {
         "step": step,
-        "windows": evaluations,
+        "windows": {str(window): at(window)._asdict() for window in windows},
         "gzip_bits_per_byte": gzip_bits_per_byte(data.validation_text),
         "sample": _sample(config, model, params, data, window=windows[-1]),
-        "text": {
-            "training": data.train_size._asdict(),
-            "validation": data.validation_size._asdict(),
-            "skipped": dict(data.skipped.counts),
-        },
+        "text": _text(data),
+    }
+
+
+def _batches_of(config: RunConfig, max_tokens: int) -> dict[str, int]:
+    """Returns rows and number of batches that hold at most so many tokens, or a row."""
+    length = config.data.seq_len
+    rows = config.batch.rows // config.batch.accumulation
+    rows = min(rows, max(1, max_tokens // length))
+    return {"batch_size": rows, "max_batches": max(1, max_tokens // (rows * length))}
+
+
+def _text(data: TextData) -> dict[str, Any]:
+    return {
+        "training": data.train_size._asdict(),
+        "validation": data.validation_size._asdict(),
+        "skipped": dict(data.skipped.counts),
     }
 
 

@@ -56,40 +56,50 @@ def evaluate(
     window: int,
     token_bytes: NDArray[np.integer] | NDArray[np.floating],
     sources: int = 1,
+    chunk: int | None = None,
 ) -> Evaluation:
     """Returns the losses of ``model`` over every target of ``batches``.
 
     A batch has int32 arrays (B, T) "tokens", "targets" and "segment_ids", T the same in
     all; a target counts where its segment id is above 0. ``token_bytes`` (V,): bytes of
     each id. With several ``sources`` a batch has "sources" (B,) too, the source of each
-    row. One compiled function serves every window; the sums are float64.
+    row. ``chunk``: as in `LossConfig`. The sums are float64.
 
-    Raises ValueError for a window below 1 and for batches without a byte of text.
+    Raises ValueError for a window outside [1, 2^31) and batches without text.
     """
-    if window < 1:
-        raise ValueError(f"window must be at least 1 token, got {window=}.")
+    if not 1 <= window < 2**31:
+        raise ValueError(f"window must be from 1 to 2^31 - 1 tokens, got {window=}.")
     edges: tuple[int, ...] = ()
     sums_2J, sums_2S, text_bytes = np.zeros((2, 0)), np.zeros((2, sources)), 0.0
     for rows in batches:
-        batch = {name: rows[name] for name in ARRAYS}
-        targets_BT = np.asarray(batch["targets"])
-        segment_ids_BT = np.asarray(batch["segment_ids"])
+        targets_BT, segment_ids_BT = (np.asarray(rows[name]) for name in ARRAYS[1:])
         if not edges:
             edges = position_edges(targets_BT.shape[1])
             sums_2J = np.zeros((2, len(edges) - 1))
-        blocks = _blocks_of_rows(batch["tokens"])
-        nll_BT = _batch_nll(model, blocks, params, batch, np.int32(window))
         counted_BT = segment_ids_BT > 0
         positions = positions_in_row(segment_ids_BT)[counted_BT]
-        nll = np.asarray(nll_BT)[counted_BT]
+        nll = _nll_of(model, params, rows, window=window, chunk=chunk)[counted_BT]
         sums_2J += _binned(np.searchsorted(edges, positions, "right") - 1, nll, sums_2J)
         if sources > 1:
             source_of = np.asarray(rows["sources"])[np.nonzero(counted_BT)[0]]
             sums_2S += _binned(source_of, nll, sums_2S)
         text_bytes += float(token_bytes[targets_BT[counted_BT]].sum(dtype=np.float64))
-    if sources == 1:
-        sums_2S = sums_2J.sum(axis=1, keepdims=True)
-    return _means(sums_2J, sums_2S, text_bytes, window=window, edges=edges)
+    by_source = sums_2S if sources > 1 else sums_2J.sum(axis=1, keepdims=True)
+    return _means(sums_2J, by_source, text_bytes, window=window, edges=edges)
+
+
+def _nll_of(
+    model: Model,
+    params: Any,
+    rows: Mapping[str, Any],
+    *,
+    window: int,
+    chunk: int | None,
+) -> NDArray[np.floating]:
+    """Returns nll_BT (nats/token) on the host."""
+    batch = {name: rows[name] for name in ARRAYS}
+    blocks = _blocks_of_rows(batch["tokens"])
+    return np.asarray(_batch_nll(model, blocks, chunk, params, batch, np.int32(window)))
 
 
 def _binned(
@@ -109,10 +119,11 @@ def _blocks_of_rows(tokens_BT: Any) -> NamedSharding | None:
     return sharding if dealt_out else None
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _batch_nll(
     model: Model,
     blocks: NamedSharding | None,
+    chunk: int | None,
     params: Any,
     batch: Mapping[str, jax.Array],
     window: jax.Array,
@@ -123,7 +134,9 @@ def _batch_nll(
     )
     weights_BT = batch["segment_ids"] > 0
     arrays = (x_BTD, batch["targets"], weights_BT)
-    return chunked_loss(model.head, params["head"], *arrays, row_sharding=blocks)[1]
+    return chunked_loss(
+        model.head, params["head"], *arrays, chunk=chunk, row_sharding=blocks
+    )[1]
 
 
 def positions_in_row(segment_ids_BT: NDArray[np.integer], /) -> NDArray[np.integer]:

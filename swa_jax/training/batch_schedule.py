@@ -69,6 +69,17 @@ def row_offset(config: BatchConfig, /, *, step: int, steps: int) -> int:
     return offset
 
 
+def stages_from(config: BatchConfig, /, *, step: int, steps: int) -> tuple[int, ...]:
+    """The numbers of rows that the steps from one on have, in their order."""
+    ends = _stage_ends(config, steps)
+    begins, ends = [0, *ends], [*ends, steps]
+    return tuple(
+        rows
+        for rows, begin, end in zip(config.stages, begins, ends, strict=True)
+        if max(begin, step) < end
+    )
+
+
 def accumulation_at(config: BatchConfig, /, *, rows: int) -> int:
     """The microbatches of a step of so many rows, none larger than those of `rows`.
 

@@ -12,6 +12,7 @@ notice a flipped bit.
 """
 
 import json
+import math
 import shutil
 import threading
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 
 from swa_jax.configuration import differences, to_dict
+from swa_jax.data.one_move import write_in_one_move
 from swa_jax.training.config import RunConfig
 from swa_jax.training.manifest import (
     check_file,
@@ -49,7 +51,9 @@ MAY_CHANGE = (
     "data.on_bad_record",
     "data.workers",
 )
+MAY_NOT_CHANGE = ("logging.validation_batches",)  # the best step compares its losses
 RECORD_FILE = "run.json"
+VALIDATION_FILE = "validation.json"  # of a validation that was done after the save
 UNFINISHED, REMOVED, DAMAGED = ".unfinished", ".removed", ".damaged"
 _LIMIT = 24 * 3600  # seconds for one save; a slow disk is no error
 
@@ -82,6 +86,8 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(), timeout_secs=_LIMIT
         )
+        # The code as it runs, whatever is written to its files later.
+        self._made_by = {} if keep is None else provenance()
         self._commit: threading.Thread | None = None
         self._failure: SaveFailed | None = None
         if keep is not None:
@@ -117,7 +123,7 @@ class Checkpoints:
         Waits for the save before. Raises SaveFailed for either of them.
         """
         self.wait()
-        record = SavedRun(dict(data), to_dict(config), validation_loss, provenance())
+        record = SavedRun(dict(data), to_dict(config), validation_loss, self._made_by)
         try:
             self._orbax.save(
                 self.folder / f"{step}{UNFINISHED}",
@@ -139,8 +145,9 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveFailed where a save in the background has failed by now."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
+        failure = self._failure
+        if failure is not None:  # else the other thread may be about to set it
+            self._failure = None
             raise failure
 
     def steps(self) -> list[int]:
@@ -196,10 +203,38 @@ class Checkpoints:
         return min(losses, key=lambda step: (losses[step], step), default=None)
 
     def record(self, step: int, /) -> SavedRun:
-        """What a checkpoint says of its run; ValueError where that is damaged."""
+        """What a checkpoint says of its run.
+
+        Raises ValueError where that is damaged, gone, or not what this code writes.
+        """
         folder = self.folder / str(step)
         check_file(folder, RECORD_FILE)
-        return SavedRun(**json.loads((folder / RECORD_FILE).read_bytes()))
+        try:
+            saved = SavedRun(**json.loads((folder / RECORD_FILE).read_bytes()))
+        except TypeError as error:
+            raise ValueError(f"{folder} was written by other code: {error}") from None
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is there no more") from None
+        if saved.validation_loss is None:
+            saved = saved._replace(validation_loss=_loss_after_save(folder))
+        return saved
+
+    def validated(self, step: int, loss: float, /) -> None:
+        """Adds the validation loss to a checkpoint that was saved without one.
+
+        Raises SaveFailed where it cannot be written.
+        """
+        self.wait()
+        try:
+            text = json.dumps({"validation_loss": loss}) + "\n"
+            write_in_one_move(self.folder / str(step) / VALIDATION_FILE, text)
+            self._prune()  # another one may be the best now
+        except OSError as error:
+            raise SaveFailed(
+                f"the validation loss of step {step} could not be saved in "
+                f"{self.folder}: {error}. Make room or give permission to write, then "
+                "go on with --resume"
+            ) from error
 
     def set_aside_after(self, step: int, /) -> None:
         """Renames the checkpoints after a step, which a resumed run passed over."""
@@ -229,11 +264,14 @@ class Checkpoints:
 
         Raises:
           ValueError: orbax cannot read them.
+          MemoryError, JaxRuntimeError: they do not fit.
         """
         folder = self.folder / str(step)
         try:
             return dict(self._orbax.restore(folder, args=ocp.args.Composite(**items)))
         except Exception as error:  # of orbax, tensorstore, or the file system
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"the checkpoint {folder} cannot be read, {type(error).__name__}: "
@@ -251,10 +289,20 @@ class Checkpoints:
             write_manifest(unfinished)
             unfinished.rename(self.folder / str(step))
             sync_folder(self.folder)
-            self._prune()
         except Exception as error:  # it belongs to the training loop
-            self._failure = self._failed(step, error)
-            self._failure.__cause__ = error
+            failure = self._failed(step, error)
+            failure.__cause__ = error
+            self._failure = failure
+            return
+        try:
+            self._prune()
+        except OSError as error:
+            failure = SaveFailed(
+                f"step {step} is saved in {self.folder}; older ones could not be "
+                f"removed: {error}. Give permission to, then go on with --resume"
+            )
+            failure.__cause__ = error
+            self._failure = failure
 
     def _prune(self) -> None:
         """Keeps the newest ones and the best; the newest of all is sound."""
@@ -278,6 +326,15 @@ class Checkpoints:
         )
 
 
+def _loss_after_save(folder: Path) -> float | None:
+    """The loss that `validated` has added; None: none, or none to be read."""
+    try:
+        loss = json.loads((folder / VALIDATION_FILE).read_bytes())["validation_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
+
+
 def remove(folder: Path, /) -> None:
     """Deletes a folder that has no step's name any more."""
     shutil.rmtree(folder)
@@ -296,7 +353,7 @@ def check_same_run(saved: RunConfig, asked: RunConfig, /) -> None:
     changed = {
         name: values
         for name, values in differences(saved, asked).items()
-        if not name.startswith(MAY_CHANGE)
+        if name in MAY_NOT_CHANGE or not name.startswith(MAY_CHANGE)
     }
     if changed:
         lines = (

@@ -3,7 +3,7 @@
 From the vendors' data sheets, without sparsity: NVIDIA "H100 Tensor Core GPU" (SXM,
 PCIe, NVL), "H200 Tensor Core GPU", "A100 80GB" (and 40GB), "HGX B200", "L40S", "Ada GPU
 architecture" (RTX 4090, float32 accumulation); AMD "Instinct MI300X"; Google Cloud's
-pages of TPU v4, v5e, v5p and v6e.
+pages of TPU v4, v5e, v5p and v6e (float32: bfloat16 in six passes).
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from typing import NamedTuple
 class Chip(NamedTuple):
     """One device of JAX.
 
-    `float32_flops` is the peak of float32 matrix products as JAX computes them by
-    default: in TF32 on a GPU, in one pass of bfloat16 on a TPU.
+    `float32_flops` is the peak of float32 products at highest precision, as the models
+    multiply: without TF32 on a GPU, in six passes of bfloat16 on a TPU.
     """
 
     bfloat16_flops: float  # FLOP/s, dense
@@ -34,28 +34,28 @@ def _chip(
 
 # By the prefix of device_kind; the longest one that fits stands.
 CHIPS: dict[str, Chip] = {
-    "NVIDIA H100": _chip(989.4, 494.7, 80, 3350),  # "NVIDIA H100 80GB HBM3": SXM
-    "NVIDIA H100 PCIe": _chip(756.5, 378.0, 80, 2000),
-    "NVIDIA H100 80GB HBM2e": _chip(756.5, 378.0, 80, 2000),  # an older name of PCIe
-    "NVIDIA H100 NVL": _chip(835.5, 417.5, 94, 3900),
-    "NVIDIA H200": _chip(989.4, 494.7, 141, 4800),
-    "NVIDIA H200 NVL": _chip(835.5, 417.5, 141, 4800),
-    "NVIDIA A100-SXM4-40GB": _chip(312.0, 156.0, 40, 1555),
-    "NVIDIA A100-PCIE-40GB": _chip(312.0, 156.0, 40, 1555),
-    "NVIDIA A100-SXM4-80GB": _chip(312.0, 156.0, 80, 2039),
-    "NVIDIA A100-SXM-80GB": _chip(312.0, 156.0, 80, 2039),
-    "NVIDIA A100 80GB PCIe": _chip(312.0, 156.0, 80, 1935),
-    "NVIDIA B200": _chip(2250.0, 1125.0, 180, 7700),
-    "NVIDIA L40S": _chip(362.05, 183.0, 48, 864),
+    "NVIDIA H100": _chip(989.4, 66.9, 80, 3350),  # "NVIDIA H100 80GB HBM3": SXM
+    "NVIDIA H100 PCIe": _chip(756.5, 51.2, 80, 2000),
+    "NVIDIA H100 80GB HBM2e": _chip(756.5, 51.2, 80, 2000),  # an older name of PCIe
+    "NVIDIA H100 NVL": _chip(835.5, 60.0, 94, 3900),
+    "NVIDIA H200": _chip(989.4, 66.9, 141, 4800),
+    "NVIDIA H200 NVL": _chip(835.5, 60.0, 141, 4800),
+    "NVIDIA A100-SXM4-40GB": _chip(312.0, 19.5, 40, 1555),
+    "NVIDIA A100-PCIE-40GB": _chip(312.0, 19.5, 40, 1555),
+    "NVIDIA A100-SXM4-80GB": _chip(312.0, 19.5, 80, 2039),
+    "NVIDIA A100-SXM-80GB": _chip(312.0, 19.5, 80, 2039),
+    "NVIDIA A100 80GB PCIe": _chip(312.0, 19.5, 80, 1935),
+    "NVIDIA B200": _chip(2250.0, 75.0, 180, 7700),
+    "NVIDIA L40S": _chip(362.05, 91.6, 48, 864),
     "NVIDIA GeForce RTX 4090": _chip(165.2, 82.6, 24, 1008),
-    "AMD Instinct MI300X": _chip(1307.4, 653.7, 192, 5300),
-    "TPU v4": _chip(275.0, 275.0, 32, 1228),
-    "TPU v5 lite": _chip(197.0, 197.0, 16, 819),
-    "TPU v5e": _chip(197.0, 197.0, 16, 819),
-    "TPU v5": _chip(459.0, 459.0, 95, 2765),
-    "TPU v5p": _chip(459.0, 459.0, 95, 2765),
-    "TPU v6 lite": _chip(918.0, 918.0, 32, 1640),
-    "TPU v6e": _chip(918.0, 918.0, 32, 1640),
+    "AMD Instinct MI300X": _chip(1307.4, 163.4, 192, 5300),
+    "TPU v4": _chip(275.0, 275.0 / 6, 32, 1228),
+    "TPU v5 lite": _chip(197.0, 197.0 / 6, 16, 819),
+    "TPU v5e": _chip(197.0, 197.0 / 6, 16, 819),
+    "TPU v5": _chip(459.0, 459.0 / 6, 95, 2765),
+    "TPU v5p": _chip(459.0, 459.0 / 6, 95, 2765),
+    "TPU v6 lite": _chip(918.0, 918.0 / 6, 32, 1640),
+    "TPU v6e": _chip(918.0, 918.0 / 6, 32, 1640),
 }
 # Names that begin like one of the table and are other chips.
 _OTHERS = ("TPU v4 lite", "NVIDIA GeForce RTX 4090 ")

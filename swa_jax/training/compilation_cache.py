@@ -1,6 +1,7 @@
 """Compiled programs, kept on the disk of the node for the runs that come later."""
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,13 @@ _HIT = "/jax/compilation_cache/cache_hits"
 def default_folder() -> Path:
     """The folder for this user's programs: in XDG_CACHE_HOME, by default ~/.cache.
 
-    Its name holds the user's number: XDG_CACHE_HOME may be shared, and whoever writes
-    into a folder of programs can have them run.
+    Its name holds the user's number, for whoever writes into a folder of programs can
+    have them run, and the node's name: a home may be that of many nodes, whose programs
+    differ.
     """
     parent = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(parent) if os.path.isabs(parent) else Path.home() / ".cache"
-    return base / "swa_jax" / f"programs-{os.getuid()}"
+    return base / "swa_jax" / f"programs-{os.getuid()}-{platform.node()}"
 
 
 @contextmanager

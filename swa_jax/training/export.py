@@ -44,26 +44,38 @@ def write_export(
     A tensor is called like its path, "periods/0_swa/mixer/out/kernel". float32 keeps
     every bit; bfloat16 rounds to nearest.
 
-    Raises ValueError for a folder that is there already or another type.
+    Raises ValueError for a folder that is there or another type, OSError for no room.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if folder.exists():
         raise ValueError(f"{folder} is there already; give a folder that is not")
-    tensors = {
+    metadata = {"step": str(step), "fingerprint": fingerprint}
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        tensors = _named(params, dtype)
+        safetensors.numpy.save_file(tensors, unfinished / PARAMETERS_FILE, metadata)
+        for file in (config, tokenizer):
+            shutil.copyfile(file, unfinished / file.name)
+        write_manifest(unfinished)
+        os.rename(unfinished, folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(
+            f"the export {folder} could not be written: {error}. Make room or give "
+            "permission to write, then export it once more"
+        ) from error
+
+
+def _named(params: Any, dtype: str) -> dict[str, np.ndarray]:
+    """The parameters on the host, called like their paths."""
+    return {
         path_name(path): np.ascontiguousarray(jax.device_get(leaf.astype(dtype)))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    metadata = {"step": str(step), "fingerprint": fingerprint}
-    safetensors.numpy.save_file(tensors, unfinished / PARAMETERS_FILE, metadata)
-    for file in (config, tokenizer):
-        shutil.copyfile(file, unfinished / file.name)
-    write_manifest(unfinished)
-    os.rename(unfinished, folder)
-    sync_folder(folder.parent)
 
 
 def read_export(

@@ -25,7 +25,7 @@ class GuardState(NamedTuple):
 class Verdict(NamedTuple):
     """Of one step, all bool ()."""
 
-    finite: jax.Array  # the loss and every gradient
+    finite: jax.Array  # the loss and every gradient, if there is a loss
     spike: jax.Array  # never of a step that is not finite
     taken: jax.Array
 
@@ -37,23 +37,31 @@ def initial_guard() -> GuardState:
 
 
 def judge(
-    config: GuardConfig, state: GuardState, loss: jax.Array, grad_norm: jax.Array, /
+    config: GuardConfig,
+    state: GuardState,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    real: jax.Array,
+    /,
 ) -> tuple[Verdict, GuardState]:
     """Whether a step may be taken, and the guard after it.
 
     A step that is not finite never is, whatever the configuration: it either stops the
-    run or is skipped, and in both cases nothing of it gets into the state.
+    run or is skipped, and in both cases nothing of it gets into the state. `real`
+    (bool) False: its batch holds no real token, so there is nothing to take, nothing to
+    object to and nothing to remember.
     """
     value_2 = jnp.stack([loss, jnp.log(grad_norm)])
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = ~real | (jnp.isfinite(loss) & jnp.isfinite(grad_norm))
     bound_2 = state.mean_2 + config.spike_deviations * jnp.sqrt(state.variance_2)
-    spike = finite & jnp.any(value_2 > bound_2) & (state.taken >= config.spike_memory)
+    jump = jnp.any(value_2 > bound_2) & (state.taken >= config.spike_memory)
+    spike = finite & real & jump
     refused = config.spike in ("skip", "stop")
-    taken = finite & ~spike if refused else finite
+    taken = real & finite & ~spike if refused else real & finite
     number = state.taken + 1
     mean_2, variance_2 = _running(config, state, value_2, number)
     after = GuardState(mean_2, variance_2, number, state.skipped)
-    before = state._replace(skipped=state.skipped + 1)
+    before = state._replace(skipped=state.skipped + real.astype(jnp.int32))
     return Verdict(finite, spike, taken), select(taken, after, before)
 
 

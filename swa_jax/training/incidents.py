@@ -29,8 +29,11 @@ class Incident(NamedTuple):
 def incident_of(config: GuardConfig, metrics: Mapping[str, Any], /) -> Incident | None:
     """What the metrics of a step give cause to say; None: nothing.
 
-    Reads "loss", "grad_norm", "updated", "spike" and "skipped", all numbers.
+    Reads "tokens", "loss", "grad_norm", "updated", "spike" and "skipped", all numbers.
     """
+    if metrics["tokens"] == 0:
+        words = "its batch holds no real token"
+        return Incident(words, finite=True, taken=False, stops=False)
     numbers = {name: metrics[name] for name in ("loss", "grad_norm")}
     wrong = {name: v for name, v in numbers.items() if not math.isfinite(v)}
     taken = bool(metrics["updated"])

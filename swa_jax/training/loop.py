@@ -14,7 +14,7 @@ from swa_jax.data.batches import TrainIterator, train_iterator
 from swa_jax.data.pipeline import TextData, load_text_data
 from swa_jax.data.tokenizer import load_tokenizer
 from swa_jax.models.language_model import Model
-from swa_jax.training.batch_schedule import row_offset, rows_at
+from swa_jax.training.batch_schedule import row_offset, rows_at, stages_from
 from swa_jax.training.checkpoint import (
     Checkpoints,
     check_same_run,
@@ -212,9 +212,7 @@ def rows_of_step(config: RunConfig, step: int, /) -> tuple[int, int]:
 
 def rows_to_come(config: RunConfig, completed: int, /) -> tuple[int, ...]:
     """The numbers of rows that the steps of a run from some step on have."""
-    first = rows_at(config.batch, step=completed, steps=config.steps)
-    stages = config.batch.stages
-    return stages[stages.index(first) :]
+    return stages_from(config.batch, step=completed, steps=config.steps)
 
 
 def _due(completed: int, config: RunConfig) -> bool:
@@ -238,14 +236,17 @@ def _measured_steps(
     """What `all_steps` returns, with performance.json beside and a profile, if asked
     for; raises OutOfMemory."""
     display, config = recorder.display, program.config
-    if start.completed == config.steps and start.validated:
+    if not start.validated:  # a signal came in the middle of it
+        with memory_errors(config, doing="validating", numbers=""):
+            recorder.validate_saved(start.completed, start.state)
+    if start.completed == config.steps:
         display.message(f"the run in {out} has all its {config.steps} steps")
         return start.state, start.completed
     compiled = {
         rows: compile_step(program, rows, say=display.message, stop=stop)
         for rows in rows_to_come(config, start.completed)
     }
-    write_performance(out, compiled.values(), {})
+    write_performance(out, compiled.values(), {}, devices=program.mesh.size)
     plan = describe_memory(compiled[max(compiled)].memory, None)
     steps = config.runtime.profile_steps
     with (
@@ -258,7 +259,7 @@ def _measured_steps(
     if stop:
         recorder.stopped(completed)
     totals = recorder.throughput.of_the_run()
-    write_performance(out, compiled.values(), totals)
+    write_performance(out, compiled.values(), totals, devices=program.mesh.size)
     if line := describe_totals(totals):
         display.message(line)
     return state, completed
@@ -276,13 +277,12 @@ def all_steps(
     """The state after the last step, or after the one at which a signal asked to stop.
 
     A step's metrics are fetched after the next step is on its way, so that the device
-    does not wait for the host.
+    does not wait for the host. The request to stop is read once a step, so that the
+    loop ends after no other step than one that it has saved.
     """
     config, sharding = program.config, batch_sharding(program.mesh)
-    state, completed = start.state, start.completed
-    if not start.validated:  # a signal came in the middle of it
-        recorder.validate(completed, state)
-    while completed < config.steps and not stop:
+    state, completed, stopping = start.state, start.completed, bool(stop)
+    while completed < config.steps and not stopping:
         window = window_at(
             config.windows, step=completed, steps=config.steps, seed=config.seed
         )
@@ -301,6 +301,7 @@ def all_steps(
         recorder.step_done(completed, window, metrics)
         profile.started(completed, metrics)
         loss = recorder.validate(completed, state) if _due(completed, config) else None
-        if stop or _is_saved(completed, config):
+        stopping = bool(stop)
+        if stopping or _is_saved(completed, config):
             recorder.save(completed, state, batches.get_state(), loss)
     return state, completed

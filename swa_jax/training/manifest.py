@@ -118,7 +118,9 @@ def _read(folder: Path) -> dict[str, Any]:
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST_FILE} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        text = ""  # no manifest either
+    except OSError as error:
         raise ValueError(f"{MANIFEST_FILE} cannot be read: {error}") from None
     try:
         files = json.loads(text)["files"]

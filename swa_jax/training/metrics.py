@@ -61,8 +61,12 @@ class MetricsLog:
                 raise self._unwritable(error) from error
 
     def sync(self) -> None:
-        """Puts the lines on disk."""
-        os.fsync(self._lines.fileno())
+        """Puts the lines on disk, and the events where a reader sees them."""
+        try:
+            os.fsync(self._lines.fileno())
+            self._tensorboard.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def write(self, record: Record, /) -> None:
         """Appends a record; one that was never measured has no place in it.

@@ -67,7 +67,8 @@ def learning_rate_at(
     the first of which is not lost at 0, and reaches final_lr_ratio * peak_lr at the
     last step: along half a cosine from there on ("cosine"), or in the last
     ceil(decay_fraction * steps) steps with 1 - sqrt(progress) ("wsd"; Hägele et al.
-    2024, arXiv:2405.18392).
+    2024, arXiv:2405.18392). The first step of the decay still has peak_lr: where the
+    decay has no second one, the last step has peak_lr too.
     """
     warmup = math.ceil(config.warmup_fraction * steps)
     begin = warmup

@@ -73,15 +73,21 @@ def describe_totals(totals: Mapping[str, float], /) -> str | None:
 
 
 def write_performance(
-    folder: Path, steps: Iterable[CompiledStep], totals: Mapping[str, float], /
+    folder: Path,
+    steps: Iterable[CompiledStep],
+    totals: Mapping[str, float],
+    /,
+    *,
+    devices: int,
 ) -> None:
     """Writes performance.json: compilations, memory plans, and the run's totals.
 
-    Seconds, bytes on each device, and the rates of `Throughput.of_the_run`.
+    `devices` are those of the mesh. Seconds, bytes on each device, and the rates of
+    `Throughput.of_the_run`.
     """
     content = {
         "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
+        "devices": devices,
         "steps": [_facts(step) for step in steps],
         "totals": dict(totals),
     }

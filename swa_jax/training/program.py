@@ -72,7 +72,8 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
     mesh = make_mesh(config.mesh)
     for rows in config.batch.stages:
         pieces = accumulation_at(config.batch, rows=rows)
-        check_rows(mesh, rows=rows, accumulation=pieces)
+        name = "batch.rows" if rows == config.batch.rows else "batch.ramp_from"
+        check_rows(mesh, rows=rows, accumulation=pieces, name=name)
     model = language_model(config.model)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(model, optimizer, mesh)

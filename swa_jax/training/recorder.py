@@ -10,7 +10,7 @@ import numpy as np
 
 from swa_jax.data.batches import validation_batches
 from swa_jax.evaluation.validation import evaluate
-from swa_jax.training.checkpoint import Checkpoints
+from swa_jax.training.checkpoint import Checkpoints, SaveFailed
 from swa_jax.training.incidents import (
     Incident,
     LossSpike,
@@ -98,6 +98,13 @@ class Recorder:
             self._record(record)
         return records[-1]["loss"]
 
+    def validate_saved(self, step: int, state: TrainState) -> None:
+        """Does the validation that the checkpoint of a step lacks."""
+        loss = self.validate(step, state)
+        if loss is not None:
+            self._log.sync()
+            self._checkpoints.validated(step, loss)
+
     def _validation_record(
         self, step: int, state: TrainState, window: int
     ) -> dict[str, Any]:
@@ -109,6 +116,7 @@ class Recorder:
             window=window,
             token_bytes=program.token_bytes_V,
             sources=len(program.data.weights),
+            chunk=program.config.loss.chunk,
         )
         record = {
             "step": step,
@@ -140,10 +148,16 @@ class Recorder:
             )
 
     def stopped(self, step: int) -> None:
-        """Waits until the last step is on disk, and says so."""
+        """Waits until the last step is on disk, and says so.
+
+        Raises Stopped where no step was made: nothing is saved.
+        """
+        if step == 0 and self._stop.number is not None:
+            raise Stopped("no step was made", number=self._stop.number)
         self._checkpoints.wait()
-        saved = f"step {step} is saved" if step else "no step was made"
-        self.display.message(f"stopped by a signal; {saved}, --resume goes on")
+        self.display.message(
+            f"stopped by a signal; step {step} is saved, --resume goes on"
+        )
 
     def _finish(self) -> None:
         """Waits for the metrics that are under way and records them."""
@@ -162,6 +176,11 @@ class Recorder:
             if not incident.taken:
                 return
         metrics = {n: v for n, v in metrics.items() if n not in GUARD_METRICS}
+        # Targets that stand for no byte, such as separators alone, have none.
+        if math.isfinite(metrics["loss"]) and not math.isfinite(
+            metrics["bits_per_byte"]
+        ):
+            del metrics["bits_per_byte"]
         record = {"step": step, "split": "train", "window": window, **metrics}
         self._record(record | self.throughput.since_last_line())
 
@@ -204,8 +223,11 @@ class Recorder:
 
     def _last_words(self, step: int, split: str, reason: str) -> str:
         """What a run that stops for a number says."""
-        saved = self._checkpoints.latest_step()
-        where = "none is saved" if saved is None else f"step {saved}"
+        try:
+            saved = self._checkpoints.latest_step()
+            where = "none is saved" if saved is None else f"step {saved}"
+        except (SaveFailed, ValueError) as error:  # the number is the news
+            where = f"none is known ({error})"
         return (
             f"step {step} ({split}): {reason}. The last good checkpoint: {where}, in "
             f"{self._checkpoints.folder}. A lower optimizer.peak_lr or clip_norm is "

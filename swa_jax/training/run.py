@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from swa_jax.configuration import from_dict, to_dict
-from swa_jax.data.one_move import write_in_one_move
+from swa_jax.data.one_move import (
+    move_into_place,
+    unfinished_path,
+    write_in_one_move,
+)
 from swa_jax.data.tokenizer import Tokenizer, load_tokenizer
 from swa_jax.models.language_model import Model, language_model
 from swa_jax.training.checkpoint import Checkpoints, check_same_run
@@ -169,6 +173,6 @@ def begin_folder(path: Path, config: RunConfig, tokenizer: Tokenizer, /) -> None
     write_in_one_move(path / CONFIG_FILE, text)
     file = path / TOKENIZER_FILE
     if not file.exists():
-        unfinished = path / (TOKENIZER_FILE + ".tmp")
+        unfinished = unfinished_path(file)
         tokenizer.save(unfinished)
-        unfinished.replace(file)
+        move_into_place(unfinished, file)

@@ -151,13 +151,18 @@ def path_name(path: tuple[Any, ...], /) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def check_rows(mesh: Mesh, /, *, rows: int, accumulation: int) -> None:
-    """Raises ValueError where a microbatch has no whole number of rows per device."""
+def check_rows(
+    mesh: Mesh, /, *, rows: int, accumulation: int, name: str = "batch.rows"
+) -> None:
+    """Raises ValueError where a microbatch has no whole number of rows per device.
+
+    `name`: the setting that the rows come from.
+    """
     pieces = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
     if rows % pieces:
         raise ValueError(
-            f"batch.rows must be a multiple of data * fsdp * accumulation = {pieces}, "
-            f"got {rows=}; change batch.rows or give mesh.data"
+            f"{name} must be a multiple of data * fsdp * accumulation = {pieces}, "
+            f"got {rows=}; change {name} or give mesh.data"
         )
 
 

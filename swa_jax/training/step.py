@@ -84,19 +84,19 @@ def train_step(
     """The next state, and the metrics of the batch under the state that came in.
 
     The loss is the mean over the real targets (segment id above 0) of the whole batch.
-    `window` is an int32 scalar, so one compilation serves every window. Where the guard
-    objects, parameters, their mean and optimizer state stay bitwise as they were.
+    `window` is an int32 scalar, for one compilation. Where the guard objects or no
+    target is real, parameters, mean and optimizer state stay bitwise as they were.
     """
     sums, gradients = loss_and_gradients(model, options, state.params, batch, window)
-    _, nll_S, tokens_S = sums
+    nll_S, tokens_S = sums.nll_S, sums.tokens_S
     nll, tokens = jnp.sum(nll_S), jnp.sum(tokens_S)
-    grad_norm = optax.tree.norm(gradients)
-    verdict, guard = judge(options.guard, state.guard, nll / tokens, grad_norm)
+    loss, grad_norm = nll / jnp.maximum(tokens, 1.0), optax.tree.norm(gradients)
+    verdict, guard = judge(options.guard, state.guard, loss, grad_norm, tokens > 0)
     after = apply_gradients(optimizer, state, gradients, updates=guard.taken)
     held = (state.params, state.opt_state, state.mean_params)
     params, opt_state, mean_params = select(verdict.taken, after, held)
     metrics = StepMetrics(
-        loss=nll / tokens,
+        loss=loss,
         bits_per_byte=nll / math.log(2) / byte_count(batch, token_bytes_V),
         grad_norm=grad_norm,
         param_norm=optax.tree.norm(params),
@@ -125,6 +125,7 @@ def loss_and_gradients(
 ) -> tuple[Sums, Any]:
     """The sums over a batch and the gradients of its loss, microbatch by microbatch."""
     tokens = jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32)
+    tokens = jnp.maximum(tokens, 1.0)  # rows may all be padding
 
     def microbatch_loss(params, microbatch):
         sums = batch_sums(model, options, params, microbatch, window, tokens)

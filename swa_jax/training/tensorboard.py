@@ -45,8 +45,12 @@ class EventFile:
         event = Event(wall_time=time.time(), step=step, summary=summary)
         self._events.write_event(event)
         if time.monotonic() - self._flushed > _FLUSH:
-            self._events.flush()
-            self._flushed = time.monotonic()
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         self._events.close()

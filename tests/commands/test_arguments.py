@@ -92,7 +92,6 @@ def test_the_flags_of_a_dataclass():
         ("--no-on --json", {("part", "on"): False, ("json",): True}),
         ("--on=false", {("part", "on"): False}),
         ("--words a b -c --json", {("words",): ("a", "b", "-c"), ("json",): True}),
-        ("--words", {("words",): ()}),
         ("--words=a", {("words",): ("a",)}),
         ("--pair 1 -2.5", {("pair",): (1, -2.5)}),
         ("--pair None", {("pair",): None}),
@@ -121,6 +120,7 @@ def test_lines_that_are_read(line, values):
         ("--kind c", "--kind: wanted one of 'a', 'b', got 'c'"),
         ("--", "--: no such flag"),
         ("-j", None),
+        ("--words --json", "--words: wanted .*, got nothing"),
     ],
 )
 def test_lines_that_are_refused(line, message):

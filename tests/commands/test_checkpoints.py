@@ -70,6 +70,22 @@ def test_a_damaged_one_is_named_and_ends_in_1(trained, tmp_path, capsys):
     assert "12 is damaged: params/_METADATA" in capsys.readouterr().err
 
 
+def test_one_that_a_run_removes_meanwhile_is_no_damage(
+    trained, tmp_path, capsys, monkeypatch
+):
+    live = shutil.copytree(trained, tmp_path / "run")
+    damage = Checkpoints.damage
+
+    def pruned_first(checkpoints, step):
+        if step == 9:
+            shutil.rmtree(checkpoints.folder / "9")
+        return damage(checkpoints, step)
+
+    monkeypatch.setattr(Checkpoints, "damage", pruned_first)
+    assert main(["checkpoints", str(live)]) == 0
+    assert list(rows_of(capsys.readouterr().out)) == ["6", "12"]
+
+
 def test_a_run_without_checkpoints_is_told(trained, tmp_path, capsys):
     assert main(["checkpoints", str(tmp_path)]) == 2
     shutil.copy(trained / "config.json", tmp_path)

@@ -44,7 +44,7 @@ def test_what_is_printed_and_that_nothing_is_written(
     corpus, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert dry_run() == 0
+    assert dry_run(**{"--mesh.data": "2"}) == 0
     output = capsys.readouterr().out
     document = output[output.index("{") : output.index("\n}") + 2]
     config = json.loads(document)
@@ -60,6 +60,7 @@ def test_what_is_printed_and_that_nothing_is_written(
         "batches per epoch: ",
         "/module_",
         "def function_",
+        "devices: 2 x ",  # of the mesh
         "state per device: parameters",
         "memory of a step: ",
         "arguments",

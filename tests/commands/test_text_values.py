@@ -29,6 +29,7 @@ class Named:
         (int, ["7"], 7),
         (int, ["-0"], 0),
         (int, ["+12"], 12),
+        (int, [str(2**63 - 1)], 2**63 - 1),
         (float, ["1e-3"], 1e-3),
         (float, ["3"], 3.0),
         (float, [".5"], 0.5),
@@ -43,7 +44,6 @@ class Named:
         (int | str, ["x"], "x"),
         (Path, ["a b"], Path("a b")),
         (Literal["a", 2], ["2"], 2),
-        (tuple[int, ...], [], ()),
         (tuple[int, ...] | None, ["1", "2"], (1, 2)),
         (tuple[int, ...] | None, ["None"], None),
         (tuple[int, float], ["1", "2"], (1, 2.0)),
@@ -60,7 +60,7 @@ def test_words_that_are_values(hint, words, value):
     ("hint", "words"),
     [
         *[(int, [word]) for word in ("", "1.0", "1_0", "010", "1e3", "٣", " 1", "1\n")],
-        (int, ["9" * 30]),
+        *[(int, [word]) for word in ("9" * 30, str(2**63), str(-(2**63)))],
         *[
             (float, [word])
             for word in ("nan", "1_0", "1e999", "1e-999", "٣", "1,5", "")
@@ -72,6 +72,8 @@ def test_words_that_are_values(hint, words, value):
         (int | None, ["null"]),
         (Literal["a", "b"], ["A"]),
         (tuple[int, ...], ["1", "x"]),
+        (tuple[int, ...], []),
+        (tuple[int, ...] | None, []),
         (tuple[int, float], ["1"]),
         (list, ["1"]),
     ],

@@ -69,12 +69,14 @@ def test_build_verify_and_again(corpus, tmp_path, capfd):
         (["text", "--out", "x", "--shard-tokens", "0"], "shard_tokens must be"),
         (["text", "--out", "x", "--seed", "-1"], "seed must be"),
         (["text", "--out", "text"], "holds something else than a token cache"),
+        (["empty", "--out", "x"], "no usable text in 'empty': it holds no files"),
         (["a", "b", "--verify"], "--verify wants one PATH"),
         (["text", "--verify"], "not complete: manifest.json is missing"),
     ],
 )
 def test_wrong_arguments(corpus, tmp_path, monkeypatch, capfd, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     assert swax("tokenize", *words) == 2
     error = capfd.readouterr().err.strip().splitlines()
     assert len(error) == 1

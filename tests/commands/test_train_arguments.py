@@ -116,6 +116,22 @@ def test_short_spellings():
         config_of(["--profile", "2", "5", "--runtime.profile-steps", "2", "5"])
 
 
+def test_a_short_flag_of_none_stands_as_well(file):
+    settings = {"data": {"path": "file"}, "runtime": {"profile_steps": [2, 5]}}
+    path = file(settings)
+    config = config_of(["--config", path, "--data", "none", "--profile", "none"])
+    assert (config.data.path, config.runtime.profile_steps) == (None, None)
+    assert config_of(["--config", path]).runtime.profile_steps == (2, 5)
+
+
+def test_an_empty_list_comes_from_a_file_alone(file):
+    with pytest.raises(ValueError, match=r"--data\.sources: wanted .*, got nothing"):
+        config_of(["--data.sources"])
+    with pytest.raises(ValueError, match=r"SWAX_DATA__SOURCES: wanted .* got nothing"):
+        config_of([], {"SWAX_DATA__SOURCES": ""})
+    assert config_of(["--config", file({"data": {"sources": []}})]).data.sources == ()
+
+
 def test_a_short_flag_stands_over_file_and_environment(file):
     words = ["--config", file({"data": {"path": "file"}}), "--data", "flag"]
     assert config_of(words, {"SWAX_DATA__PATH": "variable"}).data.path == "flag"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swa_jax.commands.errors import raised_by_us
 from swa_jax.data.batches import (
     TrainBatches,
     train_iterator,
@@ -258,7 +259,10 @@ def test_reading_processes_outlive_signals_and_are_missed(data):
     for step in range(1, 20):
         assert equal(next(iterator), expected[step])
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"has died, .*data\.workers=0 reads"):
+    with pytest.raises(
+        ChildProcessError, match=r"has died, .*data\.workers=0 reads"
+    ) as info:
         take(iterator, 100)
+    assert raised_by_us(info.value), "so that the command line says it in one line"
     iterator.close()
     assert not multiprocessing.active_children()

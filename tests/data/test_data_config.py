@@ -56,6 +56,13 @@ def test_fields_of_a_source_outside_their_range_are_refused(field, value):
         SourceConfig(**{field: value})
 
 
+def test_a_field_beside_sources_is_refused():
+    sources = (SourceConfig(path="a", field="body"),)
+    assert DataConfig(sources=sources).mixture[0].field == "body"
+    with pytest.raises(ValueError, match=r"field and sources .*field='body'"):
+        DataConfig(sources=sources, field="body")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -242,3 +242,10 @@ def test_ids_may_have_holes():
     assert tokenizer.vocab_size == 1001
     assert tokenizer.token_bytes_V[999] == 0
     assert tokenizer.decode([999, 1000]) == "zzz"
+
+
+def test_a_tokenizer_that_draws_is_refused():
+    library = byte_level()
+    library.model.dropout = 0.5
+    with pytest.raises(ValueError, match=r"dropout=0\.5, .*set it to null"):
+        Tokenizer(library)

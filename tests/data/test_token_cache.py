@@ -21,7 +21,7 @@ from swa_jax.data.sources.token_cache import (
     verify_token_cache,
 )
 from swa_jax.data.tokenize import CacheConfig, build_token_cache
-from swa_jax.data.tokenizer import byte_tokenizer, train_bpe
+from swa_jax.data.tokenizer import byte_tokenizer, load_tokenizer, train_bpe
 
 CONFIG = CacheConfig(tokenizer="bytes", shard_tokens=1_000)
 
@@ -118,6 +118,13 @@ def test_a_cache_is_known_by_its_files(built, corpus, tmp_path):
     assert is_token_cache(str(built))
     for path in (None, str(corpus), str(corpus / "00.py"), "nowhere"):
         assert not is_token_cache(path)
+    for name, other in (("manifest.json", "tokenizer.json"), ("plan.json", "lock")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).touch()
+        assert not is_token_cache(folder)
+        (folder / other).touch()
+        assert is_token_cache(folder)
 
 
 def test_a_pickled_cache_opens_its_own_files(built):
@@ -214,6 +221,73 @@ def flipped(cache) -> Path:
     path = cache / "shard-000000.array_record"
     flip(path, path.read_bytes().index(b"00.py") + 7)
     return cache
+
+
+def test_records_of_another_shard_are_refused(tmp_path):
+    """A shard of equal size in the place of one passes all that opening looks at."""
+    (tmp_path / "text").mkdir()
+    for i in range(40):
+        (tmp_path / "text" / f"{i:02d}.txt").write_text(f"document {i:02d}\n" * 20)
+    out = tmp_path / "cache"
+    build_token_cache([str(tmp_path / "text")], out=out, config=CONFIG, workers=1)
+    first, second = (out / f"shard-{i:06d}.array_record" for i in range(2))
+    assert first.stat().st_size == second.stat().st_size
+    shutil.copy(second, first)
+    cache = TokenCache(out)
+    with pytest.raises(BadRecordError, match=r"record 0: not the one of the index"):
+        cache.tokens(0, 0, 1)
+    with pytest.raises(BadRecordError, match=r"record 1: not the one of the index"):
+        cache.name(1)
+    assert len(cache.tokens(39, 0, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x05\0\0\000.py" + b"x" * 3, b"\xff\xff\0\0", b"\1\0\0\0\xff"]
+)
+def test_records_that_are_none(built, content):
+    cache = TokenCache(built)
+    cache._reader(0)
+
+    class Reader:
+        def read(self, _):
+            return [content]
+
+    cache._readers[0] = Reader()
+    with pytest.raises(BadRecordError, match=r"shard-000000\.array_record, record 0: "):
+        cache.tokens(0, 0, 1)
+
+
+def separated_tokenizer(path: Path) -> str:
+    """A tokenizer.json of two special tokens, of which the first is the default."""
+    library = byte_tokenizer()._library
+    library.add_special_tokens(["<|end|>"])
+    library.save(str(path))
+    return str(path)
+
+
+def test_the_separator_of_a_cache_is_asked_for_and_kept(corpus, tmp_path):
+    tokenizer = separated_tokenizer(tmp_path / "tokenizer.json")
+    caches = {None: tmp_path / "default", "<|end|>": tmp_path / "chosen"}
+    for separator, out in caches.items():
+        config = CacheConfig(tokenizer=tokenizer, separator=separator)
+        build_token_cache([str(corpus)], out=out, config=config, workers=1)
+    chosen = config_for(caches["<|end|>"], tokenizer="bpe", separator="<|end|>")
+    data = load_text_data(chosen, seed=0)
+    assert data.tokenizer.separator_token == "<|end|>"
+    # A run that goes on has the tokenizer from its own file.
+    data.tokenizer.save(tmp_path / "saved.json")
+    saved = load_tokenizer(tmp_path / "saved.json", separator=chosen.separator)
+    again = load_text_data(chosen, seed=0, tokenizer=saved)
+    assert again.fingerprint == data.fingerprint
+    other = load_text_data(config_for(caches[None], tokenizer="bpe"), seed=0)
+    assert other.fingerprint != data.fingerprint
+    for out, separator, words in (
+        (caches["<|end|>"], None, r"data\.separator='<\|end\|>'"),
+        (caches[None], "<|end|>", r"data\.separator='<\|document\|>'"),
+    ):
+        config = config_for(out, tokenizer="bpe", separator=separator)
+        with pytest.raises(ValueError, match=words):
+            load_text_data(config, seed=0)
 
 
 def test_a_flipped_record_is_named_with_its_file(flipped):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swa_jax.commands.errors import raised_by_us
 from swa_jax.data import encoding
 from swa_jax.data import tokenize as tokenize_module
 from swa_jax.data.config import DataConfig
@@ -196,6 +198,46 @@ def test_other_settings_do_not_go_on(corpus, begun, name, value):
         build(corpus, begun, config=config)
 
 
+def test_a_complete_cache_of_another_corpus_is_refused(corpus, tmp_path):
+    build(corpus, tmp_path / "out", config=SKIPPING)
+    other = write_corpus(tmp_path / "other", count=39)
+    with pytest.raises(ValueError, match=r"1 files have changed, .*: 039\.txt"):
+        build(other, tmp_path / "out", config=SKIPPING)
+    (tmp_path / "out" / "files.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"files\.jsonl is missing: restore it"):
+        build(corpus, tmp_path / "out", config=SKIPPING)
+
+
+def test_what_follows_the_last_document_is_counted_once(tmp_path, monkeypatch):
+    corpus = write_corpus(tmp_path / "text")
+    (corpus / "zz-empty").touch()
+    build(corpus, tmp_path / "whole", config=SKIPPING)
+
+    def killed(*arguments):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize_module, "_manifest", killed)
+        with pytest.raises(Stop):
+            build(corpus, tmp_path / "pieces", config=SKIPPING)
+    manifest = build(corpus, tmp_path / "pieces", config=SKIPPING)
+    assert manifest["left_out"]["counts"] == {"no field 'text'": 9, "empty": 1}
+    assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_is_said(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, "_BLOCK", 1)  # little is read ahead
+
+    def kill(progress):
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+
+    with pytest.raises(ChildProcessError, match=r"has died, .*fewer --workers") as info:
+        build(corpus, tmp_path / "out", config=SKIPPING, report=kill)
+    assert raised_by_us(info.value), "so that the command line says it in one line"
+    build(corpus, tmp_path / "out", config=SKIPPING)
+
+
 def test_changed_files_do_not_go_on(begun, tmp_path):
     corpus = write_corpus(tmp_path / "text")
     (corpus / "003.txt").write_text("changed")
@@ -242,6 +284,9 @@ def test_folders_that_are_none(corpus, tmp_path):
         build(corpus, corpus / "000.txt")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         build(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="it holds no files that are not hidden"):
+        build(tmp_path / "nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="at least one path"):
         build_token_cache([], out=tmp_path / "out", config=CONFIG, workers=1)
@@ -251,6 +296,28 @@ def test_folders_that_are_none(corpus, tmp_path):
     (tmp_path / "empty" / "a").touch()
     with pytest.raises(ValueError, match=r"no usable text in .*empty.*1 empty \(a\)"):
         build(tmp_path / "empty", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["shard-of-pottery.txt", "shard-000000.array_record"])
+def test_what_lies_beside_a_lock_is_not_removed(corpus, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "lock").write_text("of somebody else")
+    (out / name).touch()
+    with pytest.raises(ValueError, match="something else than a token cache"):
+        build(corpus, out, config=SKIPPING)
+    assert (out / "lock").read_text() == "of somebody else"
+    (out / name).unlink()
+    (out / "plan.json.tmp").touch()  # killed before it had a plan
+    build(corpus, out, config=SKIPPING)
+
+
+@pytest.mark.parametrize("plan", ["", "[]", "7"])
+def test_a_plan_that_is_none(corpus, tmp_path, plan):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text(plan)
+    with pytest.raises(ValueError, match=r"plan\.json is damaged: "):
+        build(corpus, tmp_path / "out", config=SKIPPING)
 
 
 def test_several_paths_are_one_cache(corpus, tmp_path):

@@ -152,9 +152,20 @@ def test_nothing_to_evaluate_is_an_error(batches):
         evaluate(model, params, batches, window=8, token_bytes=TOKEN_BYTES)
 
 
-def test_a_window_below_one_is_an_error():
-    with pytest.raises(ValueError, match="window=0"):
-        evaluate(bigram_model(), {}, [], window=0, token_bytes=TOKEN_BYTES)
+@pytest.mark.parametrize("window", [0, 2**31])
+def test_a_window_that_is_none_is_an_error(window):
+    with pytest.raises(ValueError, match=f"window={window}"):
+        evaluate(bigram_model(), {}, [], window=window, token_bytes=TOKEN_BYTES)
+
+
+def test_logits_in_chunks_give_the_same_losses():
+    model = bigram_model()
+    params = model.init(jax.random.key(0))
+    options: dict[str, Any] = {"window": 8, "token_bytes": TOKEN_BYTES}
+    whole = evaluate(model, params, [make_batch(0, SEGMENTS)], **options)
+    chunks = evaluate(model, params, [make_batch(0, SEGMENTS)], chunk=3, **options)
+    assert chunks.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert chunks.tokens == whole.tokens
 
 
 @pytest.mark.parametrize(

@@ -35,5 +35,5 @@ def test_one_turn(tmp_path, monkeypatch):
 
 
 def test_too_few_steps_are_refused(capsys):
-    assert main(["--steps", "2"]) == BAD_INPUT
-    assert "steps >= 3" in capsys.readouterr().err
+    assert main(["--steps", "10"]) == BAD_INPUT
+    assert "steps >= 11" in capsys.readouterr().err

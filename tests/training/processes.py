@@ -22,7 +22,7 @@ from tests.training.tiny import run_config, write_corpus
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120  # seconds; for what should take a few
-STEPS, SAVE_EVERY, VALIDATE_EVERY = 60, 5, 10
+STEPS, SAVE_EVERY, VALIDATE_EVERY, KEEP = 60, 5, 10, 2
 
 
 class Run(NamedTuple):
@@ -45,6 +45,14 @@ class Run(NamedTuple):
         """Its exit code, negative for the signal that ended it."""
         return self.server.ask({"wait": self.pid})["code"]
 
+    def has_ended(self) -> bool:
+        """Whether it is no longer there, or only waits to be waited for."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return True
+        return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+
     def finish(self) -> str:
         """The output of a run that ends well."""
         code = self.wait()
@@ -64,6 +72,7 @@ def wait_until(happened, run: Run) -> None:
     end = time.monotonic() + LIMIT
     while not happened():
         assert time.monotonic() < end, run.text()
+        assert not run.has_ended() or happened(), run.text()
         time.sleep(0.005)
 
 
@@ -162,7 +171,7 @@ POINTS = {
     "data": ("swa_jax.training.loop", "load_text_data", "before"),
     "compilation": ("swa_jax.training.program", "jit_train_step", "compiling"),
     "evaluation": ("swa_jax.training.recorder", "evaluate", "before"),
-    "save begun": ("swa_jax.training.checkpoint", "provenance", "before"),
+    "save begun": ("swa_jax.training.checkpoint", "to_dict", "before"),
     "unfinished": ("swa_jax.training.checkpoint", "write_manifest", "before"),
     "manifest written": ("swa_jax.training.checkpoint", "write_manifest", "after"),
     "committed": ("swa_jax.training.checkpoint", "sync_folder", "after"),
@@ -212,7 +221,7 @@ def _child(request: dict) -> int:
     config = run_config(
         Path(request["corpus"]),
         steps=STEPS,
-        checkpoint=CheckpointConfig(SAVE_EVERY, keep=2),
+        checkpoint=CheckpointConfig(SAVE_EVERY, keep=KEEP),
         logging=LoggingConfig(
             console_seconds=0.0, validation_every=VALIDATE_EVERY, validation_batches=2
         ),

@@ -22,6 +22,7 @@ from swa_jax.training.config import (
     MeshConfig,
     OptimizerConfig,
 )
+from swa_jax.training.manifest import write_manifest
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.sharding import (
     abstract_state,
@@ -199,6 +200,64 @@ def test_a_failed_save_is_told_and_leaves_the_others_whole(tmp_path, monkeypatch
         checkpoints.save(state, step=4, data={}, config=run_config())
 
 
+def test_a_validation_after_the_save_counts_for_the_best(tmp_path):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1, 2, 3], keep=1, losses={1: 2.0})
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.steps() == [1, 3]
+        checkpoints.validated(3, 1.5)
+        assert checkpoints.record(3).validation_loss == 1.5
+        assert checkpoints.damage(3) is None
+        assert (checkpoints.best_step(), checkpoints.steps()) == (3, [3])
+        for text in ("", "[]", '{"validation_loss": NaN}', '{"validation_loss": "1"}'):
+            (folder / "3" / "validation.json").write_text(text)
+            assert checkpoints.record(3).validation_loss is None
+
+
+def test_what_cannot_be_removed_is_no_failed_save(tmp_path, monkeypatch):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1])
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "remove", refuse)
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(state, step=2, data={}, config=run_config())
+        with pytest.raises(SaveFailed, match=r"2 is saved .* older ones could not be"):
+            checkpoints.wait()
+        assert checkpoints.latest_step() == 2
+
+
+def test_memory_that_ran_out_is_no_damage(tmp_path, monkeypatch):
+    abstract, state, _ = pieces(MeshConfig(data=1))
+    save_steps(tmp_path / "checkpoints", state, [1])
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for error in (MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: no memory")):
+
+            def fail(*_, error=error, **__):
+                raise error
+
+            monkeypatch.setattr(checkpoints._orbax, "restore", fail)
+            with pytest.raises(type(error)):
+                checkpoints.restore(abstract, step=1)
+
+
+def test_a_record_of_other_code_is_told(tmp_path):
+    _, state, _ = pieces(MeshConfig(data=1))
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, state, [1])
+    (folder / "1" / "run.json").write_text('{"words": 1}')
+    write_manifest(folder / "1")
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(ValueError, match="was written by other code"),
+    ):
+        checkpoints.record(1)
+
+
 def test_reading_unpickles_nothing(tmp_path, monkeypatch):
     abstract, state, _ = pieces(MeshConfig(data=1))
     save_steps(tmp_path / "checkpoints", state, [1])
@@ -244,6 +303,9 @@ def test_what_changes_no_number_may_change():
         guard=GuardConfig(nonfinite="skip"),
     )
     check_same_run(config, changed)
+    logging = dataclasses.replace(config.logging, validation_batches=7)
+    with pytest.raises(ValueError, match=r"logging\.validation_batches: 2 in the run"):
+        check_same_run(config, dataclasses.replace(config, logging=logging))
     with pytest.raises(ValueError, match=r"loss\.z_loss"):
         check_same_run(config, dataclasses.replace(config, loss=LossConfig(z_loss=0.1)))
 

@@ -47,13 +47,11 @@ def test_other_names_have_no_line(kind):
 def test_numbers_are_in_their_units(name):
     chip = CHIPS[name]
     assert 1e14 < chip.bfloat16_flops < 1e16
-    assert chip.float32_flops in (
-        chip.bfloat16_flops,
-        pytest.approx(chip.peak("float32")),
-    )
-    assert chip.bfloat16_flops / chip.float32_flops == pytest.approx(
-        1 if name.startswith("TPU") else 2, rel=0.02
-    )
+    ratio = chip.bfloat16_flops / chip.float32_flops
+    if name.startswith("TPU"):
+        assert ratio == pytest.approx(6)
+    else:
+        assert 1.9 < ratio < 31
     assert 1e10 <= chip.memory < 1e12
     assert 1e11 < chip.bandwidth < 1e14
 
@@ -61,4 +59,4 @@ def test_numbers_are_in_their_units(name):
 def test_the_peak_of_a_dtype():
     chip = CHIPS["NVIDIA H200"]
     assert chip.peak("bfloat16") == 989.4e12
-    assert chip.peak("float32") == 494.7e12
+    assert chip.peak("float32") == pytest.approx(66.9e12)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from swa_jax.configuration import to_dict
 from swa_jax.data.tokenizer import byte_tokenizer
@@ -52,6 +53,16 @@ def export_to(folder, *, dtype="float32", params=None):
 def check_equal(one, two):
     for want, got in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(OSError, match="could not be written: I/O error: No space"):
+        export_to(tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_round_trip_keeps_every_bit_on_any_mesh(tmp_path):

@@ -23,7 +23,7 @@ from swa_jax.training.lock import check_free
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.run import read_config
 from swa_jax.training.sharding import abstract_state, make_mesh, path_name
-from tests.training.processes import POINTS, Server, records_of, wait_until
+from tests.training.processes import KEEP, POINTS, Server, records_of, wait_until
 
 pytestmark = pytest.mark.slow
 KILLS, LONGEST = 20, 3.0  # seconds from the start of a process
@@ -47,7 +47,9 @@ def check_after_fault(server, out, before):
     records = records_of(out)
     assert records == whole[: len(records)]
     steps = committed(out)
-    assert not before or steps[-1] >= before[-1], "a committed checkpoint is lost"
+    # Newer ones may have taken the place of either.
+    lost = set(before[-KEEP:]) - set(steps)
+    assert all(sum(step > one for step in steps) >= KEEP for one in lost), lost
     with Checkpoints(out / "checkpoints") as checkpoints:
         assert [checkpoints.damage(step) for step in steps] == [None] * len(steps)
     check_free(out)
@@ -75,7 +77,9 @@ def test_twenty_kills_at_random_moments(server, tmp_path):
             time.sleep(choose.uniform(0.0, LONGEST))
             before = committed(out)
             run.signal(9)
-            ended = run.wait() == 0
+            code = run.wait()
+            assert code in (0, -9), run.text()
+            ended = code == 0
             kills += not ended
             check_after_fault(server, out, before)
         server.start(out).finish()

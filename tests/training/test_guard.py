@@ -11,6 +11,7 @@ from swa_jax.training.config import GuardConfig, LossConfig, OptimizerConfig
 from swa_jax.training.guard import initial_guard, judge
 from swa_jax.training.incidents import describe_documents, incident_of
 from swa_jax.training.optimizer import make_optimizer
+from swa_jax.training.recorder import numbers_of_step
 from swa_jax.training.step import StepOptions, initial_state, train_step
 from tests.training.tiny import MODEL, random_batch, toy_model
 
@@ -22,7 +23,8 @@ def judged(config, values):
     state, verdicts = initial_guard(), []
     step = jax.jit(partial(judge, config))
     for loss, norm in values:
-        verdict, state = step(state, jnp.float32(loss), jnp.float32(norm))
+        numbers = (jnp.float32(loss), jnp.float32(norm), jnp.bool_(True))
+        verdict, state = step(state, *numbers)
         verdicts.append(verdict)
     return verdicts, state
 
@@ -129,7 +131,42 @@ def test_a_skipped_step_leaves_everything_bitwise_as_it_was():
         assert all(same) if window == 7 else not any(same)
 
 
-METRICS = {"loss": 3.0, "grad_norm": 1.0, "updated": 1, "spike": 0, "skipped": 0}
+def test_a_batch_without_a_real_token_touches_nothing_and_counts_nowhere():
+    model = toy_model()
+    optimizer = make_optimizer(OptimizerConfig(ema_decay=0.9), steps=10)
+    options = StepOptions(2, LossConfig(z_loss=1e-3), GuardConfig(spike="stop"))
+    step = jax.jit(
+        partial(train_step, model=model, optimizer=optimizer, options=options)
+    )
+    batch = random_batch(4, 16, vocab_size=MODEL.vocab_size)
+    empty = batch | {"segment_ids": np.zeros_like(batch["segment_ids"])}
+    state = initial_state(model, optimizer, seed=0)
+    before, _ = step(state, batch, jnp.int32(4), TOKEN_BYTES)
+    after, metrics = step(before, empty, jnp.int32(4), TOKEN_BYTES)
+    assert int(after.step) == int(before.step) + 1
+    for one, other in zip(
+        jax.tree.leaves(before._replace(step=0)),
+        jax.tree.leaves(after._replace(step=0)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(other, one)
+    assert not bool(metrics.updated)
+    assert not bool(metrics.spike)
+    assert (float(metrics.tokens), int(metrics.skipped)) == (0, 0)
+    incident = incident_of(options.guard, numbers_of_step(metrics))
+    assert incident is not None
+    assert "no real token" in incident.reason
+    assert not incident.stops
+
+
+METRICS = {
+    "tokens": 9.0,
+    "loss": 3.0,
+    "grad_norm": 1.0,
+    "updated": 1,
+    "spike": 0,
+    "skipped": 0,
+}
 
 
 def test_a_good_step_is_no_incident():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swa_jax.training import program, run
+from swa_jax.training import loop, program, run, step
 from swa_jax.training.config import (
     BatchConfig,
     GuardConfig,
@@ -132,6 +132,41 @@ def test_a_spike_that_is_taken_is_recorded(config, tmp_path, use):
     spikes = [r for r in records if r["split"] == "spike"]
     assert spikes
     assert all("deviations above the mean" in r["reason"] for r in spikes)
+
+
+def test_targets_without_a_byte_do_not_stop_the_run(config, tmp_path, use, monkeypatch):
+    count = step.byte_count
+    monkeypatch.setattr(step, "byte_count", lambda *a: 0 * count(*a))
+    train(config, out=tmp_path / "run")
+    training = [r for r in records_of(tmp_path / "run") if r["split"] == "train"]
+    assert len(training) == 12
+    assert not any("bits_per_byte" in record for record in training)
+
+
+def test_a_batch_without_a_real_token_is_passed_over(
+    config, tmp_path, use, monkeypatch, capsys
+):
+    batches = loop.train_iterator
+
+    def with_an_empty_one(*arguments, **options):
+        iterator = batches(*arguments, **options)
+        following = iterator.__next__
+
+        def batch():
+            rows, step = following(), next(steps)
+            empty = {"segment_ids": np.zeros_like(rows["segment_ids"])}
+            return rows | (empty if step == 5 else {})
+
+        steps = iter(range(1, 100))
+        monkeypatch.setattr(type(iterator), "__next__", lambda _: batch())
+        return iterator
+
+    monkeypatch.setattr(loop, "train_iterator", with_an_empty_one)
+    assert train(config, out=tmp_path / "run").step == 12
+    records = records_of(tmp_path / "run")
+    assert [r["step"] for r in records if r["split"] == "skipped"] == [5]
+    assert 5 not in [r["step"] for r in records if r["split"] == "train"]
+    assert "step 5, skipped: its batch holds no real token" in capsys.readouterr().err
 
 
 def test_a_ramp_doubles_the_rows_and_resumes_in_its_middle(config, tmp_path, use):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ import pytest
 
 from swa_jax.configuration import from_dict
 from swa_jax.training import loop, program, run
-from swa_jax.training.config import RunConfig
+from swa_jax.training.checkpoint import Checkpoints
+from swa_jax.training.config import BatchConfig, RunConfig
+from swa_jax.training.interrupt import Stopped
 from swa_jax.training.loop import NonFiniteLoss, train
 from swa_jax.training.run import open_run
 from swa_jax.training.throughput import TIMES
@@ -121,6 +124,79 @@ def test_a_signal_saves_and_a_resumed_run_ends_bitwise_equal(
     assert resumed.step == 12
     check_same_params(whole.params, resumed.params)
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+
+
+class LateStop:
+    """A request that turns true right after it was read so many times."""
+
+    def __init__(self, reads):
+        self.left, self.number = reads, None
+
+    def __bool__(self):
+        if self.left == 0:
+            self.number = signal.SIGTERM
+        self.left -= 1
+        return self.number is not None
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2, 3])
+def test_a_loop_that_stops_has_saved_its_last_step(
+    config, tmp_path, monkeypatch, reads
+):
+    """Whichever of the loop's looks at the request is the first to see a stop."""
+    saved: list[int] = []
+    all_steps: Any = loop.all_steps
+
+    def record(recorder, step, *_):
+        saved.append(step)
+
+    def stopping(*arguments):
+        *others, stop = arguments
+        late = LateStop(reads)
+        state, completed = all_steps(*others, late)
+        assert saved[-1:] == ([completed] if completed else [])
+        assert completed == reads
+        stop.ask(signal.SIGTERM)
+        return state, completed
+
+    monkeypatch.setattr(loop.Recorder, "save", record)
+    monkeypatch.setattr(loop, "all_steps", stopping)
+    if reads == 0:
+        with pytest.raises(Stopped, match="no step was made"):
+            train(config, out=tmp_path / "run")
+    else:
+        assert train(config, out=tmp_path / "run").step == reads
+
+
+def test_a_validation_that_is_done_again_reaches_its_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    out, validate = tmp_path / "run", loop.Recorder.validate
+    compiled = []
+    monkeypatch.setattr(loop.Recorder, "validate", lambda *_: None)
+    train(config, out=out)  # as a run that was stopped in its last validation
+    monkeypatch.setattr(loop.Recorder, "validate", validate)
+    monkeypatch.setattr(loop, "compile_step", lambda *_, **__: compiled.append(1))
+    for _ in range(2):
+        train(config, out=out, resume=True)
+    assert not compiled
+    records = [r for r in metrics_of(out) if r["split"] == "validation"]
+    assert [(r["step"], r["window"]) for r in records] == [(12, 4), (12, 32)]
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        assert checkpoints.record(12).validation_loss == records[-1]["loss"]
+        assert checkpoints.best_step() == 12
+
+
+def test_only_rows_that_some_step_has_are_compiled():
+    batch = BatchConfig(rows=8, ramp_from=2, ramp_fraction=0.5)
+    config = run_config(batch=batch)
+    assert loop.rows_to_come(config, 0) == (2, 4, 8)
+    assert loop.rows_to_come(config, 3) == (4, 8)
+    assert loop.rows_to_come(config, 6) == (8,)
+    short = run_config(batch=batch, steps=2)
+    assert loop.rows_to_come(short, 0) == tuple(
+        dict.fromkeys(loop.rows_of_step(short, step)[1] for step in range(2))
+    )
 
 
 def poisoned(model, *, window):

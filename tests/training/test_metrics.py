@@ -31,6 +31,14 @@ def test_lines_are_on_disk_when_write_returns(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_after_a_sync_the_events_are_there_to_be_read(tmp_path):
+    with MetricsLog(tmp_path, completed_steps=0) as log:
+        log.write(record(1))
+        log.sync()
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        assert b"train/loss" in events.read_bytes()
+
+
 def test_a_resumed_log_drops_the_steps_that_come_again(tmp_path):
     with MetricsLog(tmp_path, completed_steps=0) as log:
         for step in range(1, 6):

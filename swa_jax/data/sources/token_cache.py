@@ -18,11 +18,13 @@ from array_record.python import (
 )
 
 from swa_jax.data.documents import INDEX, BadRecordError
+from swa_jax.data.split import name_hash
 from swa_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, VERSION = "swax token cache", 1
 MANIFEST_FILE, TOKENIZER_FILE = "manifest.json", "tokenizer.json"
 PLAN_FILE = "plan.json"  # what the cache is made of, while it is being built
+LOCK_FILE = "lock"  # which the process that builds it holds; it stays
 SOURCE_FILES = "files.jsonl"
 PIECE = 1 << 15  # tokens of a record at most: what reading one token costs
 _OPEN_SHARDS = 256
@@ -33,12 +35,17 @@ _READER_OPTIONS = {
 
 
 def is_token_cache(path: str | Path | None, /) -> bool:
-    """Whether a path is the folder of a token cache, complete or begun."""
+    """Whether a path is the folder of a token cache, complete or begun.
+
+    By two files each: a folder of text may well hold a manifest.json or a plan.json.
+    """
     if path is None:
         return False
     folder = os.path.expanduser(path)
-    names = (MANIFEST_FILE, PLAN_FILE)
-    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
+    return any(
+        all(os.path.isfile(os.path.join(folder, name)) for name in pair)
+        for pair in ((MANIFEST_FILE, TOKENIZER_FILE), (PLAN_FILE, LOCK_FILE))
+    )
 
 
 def pieces(tokens: np.ndarray, /) -> np.ndarray:
@@ -152,18 +159,24 @@ class TokenCache:
         shard = int(np.searchsorted(self._first_document, number, side="right")) - 1
         first = self._first_record[self._first_document[shard]]
         record = int(self._first_record[number] - first) + piece
+        wanted = int(self.index["tokens"][number]) - piece * PIECE
         try:
             content = self._reader(shard).read([record])[0]
-        except (RuntimeError, OSError, IndexError) as error:
+            name, ids = _contents(content, self._dtype)
+        except (RuntimeError, OSError, IndexError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise BadRecordError(
                 f"{self._shards[shard]}, record {record}: {reason}. The file is "
                 "damaged or has changed: build the cache again, or leave such rows out "
                 "with data.on_bad_record=skip"
             ) from None
-        size = int.from_bytes(content[:4], "little")
-        ids = np.frombuffer(content, self._dtype, offset=4 + size)
-        return content[4 : 4 + size].decode("utf-8"), ids
+        hashed = name_hash(name) == self.index["name"][number]
+        if not hashed or len(ids) != min(PIECE, wanted):
+            raise BadRecordError(
+                f"{self._shards[shard]}, record {record}: not the one of the index; "
+                "the cache has changed under the run. Restore it, and run again"
+            )
+        return name, ids
 
     def _reader(self, shard: int) -> Any:
         with self._lock:
@@ -193,6 +206,14 @@ class TokenCache:
                 "cache again or restore the file"
             )
         return np.load(index, allow_pickle=False)
+
+
+def _contents(content: bytes, dtype: np.dtype) -> tuple[str, np.ndarray]:
+    """The name and the ids of a record; ValueError for bytes that are none."""
+    size = int.from_bytes(content[:4], "little")
+    return content[4 : 4 + size].decode("utf-8"), np.frombuffer(
+        content, dtype, offset=4 + size
+    )
 
 
 def verify_token_cache(folder: Path | str, /) -> dict[str, Any]:
