@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,16 +118,7 @@ def load_text_data(
         split(store.index["name"], fraction=config.validation_fraction, seed=seed)
         for store in stores
     ]
-    train, validation = (
-        JoinedRows(
-            [
-                _pack(name, source.config, store, order[side], tokenizer, config)
-                for source, store, order in zip(opened, stores, orders, strict=True)
-            ],
-            on_bad_record=config.on_bad_record,
-        )
-        for side, name in enumerate(("training", "validation"))
-    )
+    train, validation = _sides(config, opened, stores, orders, tokenizer)
     pairs = list(zip(stores, orders, strict=True))
     return TextData(
         tokenizer=tokenizer,
@@ -142,6 +133,27 @@ def load_text_data(
             pairs, seed=seed, seq_len=config.seq_len, separator=tokenizer.separator
         ),
     )
+
+
+def _sides(
+    config: DataConfig,
+    opened: list[_Opened],
+    stores: list[Any],
+    orders: list[Any],
+    tokenizer: Tokenizer,
+) -> tuple[JoinedRows, JoinedRows]:
+    """The rows to train on and those held out, of all sources."""
+    train, validation = (
+        JoinedRows(
+            [
+                _pack(name, source.config, store, order[side], tokenizer, config)
+                for source, store, order in zip(opened, stores, orders, strict=True)
+            ],
+            on_bad_record=config.on_bad_record,
+        )
+        for side, name in enumerate(("training", "validation"))
+    )
+    return train, validation
 
 
 def make_tokenizer(

@@ -61,16 +61,12 @@ def chunked_loss(
       ValueError: targets that are no integers, shapes that do not belong together, or a
         chunk below 1.
     """
-    _check_weights(x_BTD, targets_BT, weights_BT)
+    _check_arguments(x_BTD, targets_BT, weights_BT, chunk)
     length = targets_BT.shape[1]
     if chunk is None:
         vocabulary = jax.eval_shape(head, params, x_BTD).shape[-1]
         held = len(x_BTD) // _blocks(row_sharding)
         chunk = default_chunk(rows=held, length=length, vocabulary=vocabulary)
-    if chunk < 1:
-        raise ValueError(
-            f"chunked_loss wants a chunk of at least 1 token; got {chunk=}"
-        )
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
     mesh = None if row_sharding is None else row_sharding.mesh
 
@@ -220,10 +216,17 @@ def _check_targets(array_BTX: jax.Array, targets_BT: jax.Array, wanted: str) -> 
         )
 
 
-def _check_weights(
-    x_BTD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array
+def _check_arguments(
+    x_BTD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    chunk: int | None,
 ) -> None:
-    """Returns nothing; raises ValueError for arrays that do not belong together."""
+    """Returns nothing; raises ValueError for what does not belong together."""
+    if chunk is not None and chunk < 1:
+        raise ValueError(
+            f"chunked_loss wants a chunk of at least 1 token; got {chunk=}"
+        )
     _check_targets(x_BTD, targets_BT, "hidden states (B, T, D)")
     if weights_BT.shape != targets_BT.shape:
         raise ValueError(

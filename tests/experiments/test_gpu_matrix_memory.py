@@ -31,6 +31,8 @@ from experiments.kernel_speed.gpu.sizes import (
 from experiments.kernel_speed.peer import PeerMissing
 from pallas_kernels import backend
 
+pytestmark = pytest.mark.slow  # as a whole
+
 SHAPE = MatrixShape(80, 1, 16, 16, forms=("exp",), tokens=80)
 SIZES = dataclasses.replace(
     QUICK.of("matrix-memory"),

@@ -29,6 +29,8 @@ from experiments.kernel_speed.gpu.sizes import (
 )
 from pallas_kernels import backend
 
+pytestmark = pytest.mark.slow  # as a whole
+
 TINY = dataclasses.replace(
     QUICK.of("attention"),
     shapes=(Shape(32, 16, (5, None), tokens=64, query_heads=2, kv_heads=1),),

@@ -19,6 +19,8 @@ from experiments.kernel_speed.scaling import Scaling
 from experiments.kernel_speed.timing import interleaved, median_ratio
 from pallas_kernels.local_attention.reference import visible_pairs as visible
 
+pytestmark = pytest.mark.slow  # as a whole
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -28,6 +28,8 @@ from experiments.memory_error.outputs import (
 from experiments.memory_error.report import write
 from experiments.memory_error.results import Results, Row
 
+pytestmark = pytest.mark.slow  # as a whole
+
 CASE = Case(70, 0.0, "float32", 0, heads=2, key_width=4, value_width=3)
 SIZES = ["--heads", "2", "--key-width", "4", "--value-width", "3", "--seeds", "1"]
 

@@ -18,6 +18,8 @@ from swa_jax.models.language_model import language_model
 from swa_jax.models.presets import preset
 from tests.pallas_kernels.triton_programs import lower_for_cuda
 
+pytestmark = pytest.mark.slow  # as a whole
+
 MINIATURE = ["--device", "cpu", "--size", "nano", "--tokens", "16", "--windows", "4"]
 MINIATURE += ["8", "--rows", "2", "--accumulation", "2", "--rounds", "2", "--steps"]
 MINIATURE += ["1"]

@@ -19,6 +19,7 @@ from pallas_kernels.gated_delta_rule import (
     initial_state,
 )
 from pallas_kernels.gated_delta_rule.chunked import CHUNK, GROUP
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 SLOW = (
@@ -29,7 +30,6 @@ IMPLEMENTATIONS = [SLOW_TRITON, "chunked", "reference"]
 # And the widest dtype of each.
 FORMS = [("chunked", "float64"), pytest.param("triton", "float32", marks=SLOW)]
 FAST = ["chunked", SLOW_TRITON]
-LENGTHS = [1, 7, 63, 64, 65, 130]
 CASE = {"T": 65, "K": 2, "G": 2}
 TOKENS = ("q", "k", "v", "decay", "beta")
 

@@ -20,6 +20,7 @@ from pallas_kernels.gated_linear_attention import (
     initial_state,
 )
 from pallas_kernels.linear_attention import linear_attention
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 SLOW = (
@@ -30,7 +31,6 @@ IMPLEMENTATIONS = [SLOW_TRITON, "chunked", "reference"]
 # And the widest dtype of each.
 FORMS = [("chunked", "float64"), pytest.param("triton", "float32", marks=SLOW)]
 FAST = ["chunked", SLOW_TRITON]
-LENGTHS = [1, 7, 63, 64, 65, 130]
 TOKENS = ("q", "k", "v", "decay")
 
 

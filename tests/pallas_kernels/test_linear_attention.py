@@ -20,12 +20,12 @@ from pallas_kernels.linear_attention import (
     linear_attention,
 )
 from pallas_kernels.mlstm import mlstm
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 IMPLEMENTATIONS = ["triton", "chunked", "reference"]
 FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
 FAST = [form for form, _ in FORMS]
-LENGTHS = [1, 7, 63, 64, 65, 130]
 TOKENS = ("q", "k", "v", "decay")
 
 

@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import backend
 from pallas_kernels.local_attention import Past, local_attention
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 IMPLEMENTATIONS = ["triton", "chunked", "reference"]
 FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
-LENGTHS = [1, 7, 63, 64, 65, 130]
 
 
 def arrays(seed, *, B=2, T=65, S=None, N=4, K=2, H=8, past=0, segments=0):

@@ -20,9 +20,8 @@ from pallas_kernels.matrix_memory.shipped import ON_CHIP, WRITTEN
 from pallas_kernels.matrix_memory.tiles import Tiles, tiles_for
 from pallas_kernels.matrix_memory.triton import matrix_memory_triton
 from pallas_kernels.mlstm import mlstm
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
-
-LENGTHS = [1, 7, 63, 64, 65, 130]
 
 
 class Form(NamedTuple):

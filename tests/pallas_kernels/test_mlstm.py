@@ -14,10 +14,10 @@ from jax.test_util import check_grads
 
 from pallas_kernels import backend
 from pallas_kernels.mlstm import MLSTMState, initial_state, mlstm
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 IMPLEMENTATIONS = ["chunked", "reference"]
-LENGTHS = [1, 7, 63, 64, 65, 130]
 NAMES = ("q", "k", "v", "i", "f", "c", "n", "m")
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.wkv7 import LinearAttentionState, initial_state, wkv7
+from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
 IMPLEMENTATIONS = ["chunked", "reference"]
 FAST = ["chunked"]
-LENGTHS = [1, 7, 63, 64, 65, 130]
 TOKENS = ("r", "decay", "k", "v", "a", "b")
 
 
