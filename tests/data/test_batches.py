@@ -1,8 +1,9 @@
+"""Batches as a pure function of the step, whatever processes read them."""
+
 import json
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from swa_jax.data.batches import (
     train_iterator,
     validation_batches,
 )
-from swa_jax.data.pipeline import TextData, load_text_data
+from swa_jax.data.pipeline import load_text_data
 from tests.data.small_corpus import (
     KEYS,
     WIDE,
@@ -23,18 +24,7 @@ from tests.data.small_corpus import (
     iterate,
     row_keys,
     take,
-    write_corpus,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "python")
-
-
-@pytest.fixture(scope="module")
-def data(folder) -> TextData:
-    return load_text_data(config_for(folder), seed=0)
 
 
 def test_every_epoch_holds_every_row_once_in_an_order_of_its_own(data):

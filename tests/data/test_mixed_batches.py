@@ -1,6 +1,7 @@
+"""Batches of several sources: their shares, their rows, what a change of them is."""
+
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,24 +10,13 @@ from swa_jax.data.batches import (
     validation_batches,
 )
 from swa_jax.data.config import DataConfig, SourceConfig
-from swa_jax.data.pipeline import TextData, load_text_data
+from swa_jax.data.pipeline import load_text_data
 from tests.data.small_corpus import (
     WIDE,
     batches_of,
     config_for,
     iterate,
-    write_corpus,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "python")
-
-
-@pytest.fixture(scope="module")
-def data(folder) -> TextData:
-    return load_text_data(config_for(folder), seed=0)
 
 
 def mixture(folder, *weights) -> DataConfig:

@@ -1,6 +1,7 @@
+"""From a corpus to tokens, rows, a split and a fingerprint."""
+
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,22 +10,12 @@ from swa_jax.data.batches import (
     validation_batches,
 )
 from swa_jax.data.config import DataConfig
-from swa_jax.data.pipeline import TextData, load_text_data
+from swa_jax.data.pipeline import load_text_data
 from swa_jax.data.tokenizer import byte_tokenizer, load_tokenizer
 from tests.data.small_corpus import (
     config_for,
     write_corpus,
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "python")
-
-
-@pytest.fixture(scope="module")
-def data(folder) -> TextData:
-    return load_text_data(config_for(folder), seed=0)
 
 
 def stream(rows) -> np.ndarray:
