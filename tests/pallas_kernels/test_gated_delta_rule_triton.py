@@ -20,6 +20,8 @@ from tests.pallas_kernels.test_gated_delta_rule import (
 )
 from tests.tolerances import assert_near
 
+pytestmark = pytest.mark.slow  # as a whole
+
 
 def test_odd_widths_and_groups_in_float32_are_exact():
     a = arrays(0, B=1, T=33, K=1, G=3, H=24, P=40)

@@ -17,6 +17,8 @@ from pallas_kernels.gated_linear_attention.tiles import Tile, Tiles
 from pallas_kernels.gated_linear_attention.triton import gated_linear_attention_triton
 from tests.tolerances import assert_near
 
+pytestmark = pytest.mark.slow  # as a whole
+
 TILES = Tiles(64, *[Tile(keys=16, values=32, warps=4, stages=1)] * 5)
 
 

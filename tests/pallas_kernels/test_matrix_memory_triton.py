@@ -23,6 +23,8 @@ from pallas_kernels.mlstm import mlstm
 from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
+pytestmark = pytest.mark.slow  # as a whole
+
 
 class Form(NamedTuple):
     """A form of the recurrence; `keeps` says whether there is a normaliser."""
@@ -179,7 +181,6 @@ def test_odd_widths_and_groups_are_exact():
 
 # Without the exponential gate, whose gradients in the scale of the last memory cancel:
 # at a few tokens float32 leaves less of them than its row of the tolerances.
-@pytest.mark.slow
 @settings(max_examples=4)
 @given(
     seed=st.integers(0, 2**16),

@@ -33,6 +33,8 @@ from pallas_kernels.tune.search import Outcome, Trial
 from pallas_kernels.tune.space import HOPPER
 from pallas_kernels.tune.verdict import Refusal
 
+pytestmark = pytest.mark.slow  # as a whole
+
 ROW = Key(None, 16, 2, "short", False)
 DEFAULT = Tile(16, 16, 4, 1)
 FASTER = Tile(32, 16, 4, 1)

@@ -34,6 +34,8 @@ from pallas_kernels.tune.race import Timing
 from pallas_kernels.tune.report import Report, candidate_name
 from pallas_kernels.tune.space import HOPPER, Limits
 
+pytestmark = pytest.mark.slow  # as a whole
+
 OPERATION = MatrixMemory()
 ROW = Key(None, 16, 2, False)
 LEAST = Tile(16, 16, 4, 1)
