@@ -58,7 +58,8 @@ def _before(x_BTD, w_CD, state, segment_ids, *, axis):
         ids_BL = _last(segment_ids.astype(jnp.int32), taps - 1, axis=axis)
     near = ShortConvState(_last(x_BTD, taps - 1, axis=axis), ids_BL)
     # The state and the sequence behind it, counted from the state's first token.
-    number_L = jax.lax.axis_index(axis) * size["T"] + jnp.arange(taps - 1)
+    places_L = jnp.arange(taps - 1, dtype=jnp.int32)
+    number_L = jax.lax.axis_index(axis) * size["T"] + places_L
 
     def joined(near_BLX, start_BLX):
         start_BLX = jnp.take(start_BLX, jnp.minimum(number_L, taps - 2), axis=1)

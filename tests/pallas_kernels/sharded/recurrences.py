@@ -60,11 +60,14 @@ def draw(rng, kind, B, T, N):
     return {"l": -np.abs(x), "w": x, "g": 2 * x, "b": 2 / (1 + np.exp(-x))}[kind]
 
 
-def numbers(name: str, seed: int, /, *, B=3, T=24, N=3) -> dict[str, Any]:
-    """Returns the positional arrays, named by their place, and a state."""
+def numbers(name: str, seed: int, /, *, B=3, T=24, N=3, K=None) -> dict[str, Any]:
+    """Returns the positional arrays, named by their place, and a state. The first two
+    have K heads, where K is given."""
     rng = np.random.default_rng(seed)
-    kinds = RECURRENCES[name].kinds
-    tokens = {str(i): draw(rng, kind, B, T, N) for i, kind in enumerate(kinds)}
+    heads = [K or N, K or N] + [N] * 4
+    kinds = zip(RECURRENCES[name].kinds, heads, strict=False)
+    drawn = (draw(rng, kind, B, T, heads) for kind, heads in kinds)
+    tokens = {str(place): x for place, x in enumerate(drawn)}
     state = [rng.normal(size=(B, N, H, VALUES))]
     if name.startswith("mlstm"):
         state += [rng.normal(size=(B, N, H)), rng.normal(size=(B, N))]
@@ -120,7 +123,7 @@ def one_device(name, /):
 
 
 @partial(jax.jit, static_argnums=0)
-def value_and_gradients(function, numbers, ids_BT, start_B, after=0):
+def value_and_gradients(function, numbers, ids_BT, start_B, after):
     """Returns (out, last state) and the gradients of a random projection of what is
     read from token `after` on, and of the last state."""
 
