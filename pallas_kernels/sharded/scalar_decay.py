@@ -276,7 +276,7 @@ def _written(k_BTKH, v_BTNP, weight_BTN, m_BN, normalised):
 def _joined(left: Passage, right: Passage) -> Passage:
     """Returns the passage of two stretches, the left one first."""
     keep_BN = jnp.maximum(left.keep_BN + right.keep_BN, EMPTY)
-    log_old_BN, new_BN, m_BN = right.keep_BN, None, None
+    log_old_BN, new_BN, m_BN = right.keep_BN, jnp.ones_like(keep_BN), None
     if right.written.m_BN is not None:
         old_m_BN = right.keep_BN + left.written.m_BN
         m_BN = jnp.maximum(jnp.maximum(old_m_BN, right.written.m_BN), EMPTY)
@@ -288,12 +288,11 @@ def _joined(left: Passage, right: Passage) -> Passage:
     emptied_BN = right.keep_BN <= EMPTY  # exactly, whatever the scales are
     old_BN = jnp.where(emptied_BN, 0.0, jnp.exp(log_old_BN))
 
-    def sum_of(old, new):
-        trailing = (1,) * (old.ndim - 2)
-        old = old * old_BN.reshape(*old_BN.shape, *trailing)
-        return old + (
-            new if new_BN is None else new * new_BN.reshape(old_BN.shape + trailing)
-        )
+    def weighted_sum(old_BNX, new_BNX):
+        columns = tuple(range(2, old_BNX.ndim))
+        old_weight, new_weight = (jnp.expand_dims(x, columns) for x in (old_BN, new_BN))
+        return old_BNX * old_weight + new_BNX * new_weight
 
-    written = jax.tree.map(sum_of, left.written[:2], right.written[:2])
-    return Passage(keep_BN, Memory(*written, m_BN))
+    parts = (memory.written[:2] for memory in (left, right))
+    c_BNHP, n_BNH = jax.tree.map(weighted_sum, *parts)
+    return Passage(keep_BN, Memory(c_BNHP, n_BNH, m_BN))

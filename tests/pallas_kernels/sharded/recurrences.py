@@ -22,34 +22,37 @@ H, VALUES = 4, 3  # columns of keys and values
 
 
 class Recurrence(NamedTuple):
-    """An operation, its form over shards, and what it takes.
+    """An operation, its form over shards, its state, and what it takes.
 
-    `kinds`: of each positional array, k (unit keys), x (any BTNH), v, l (log decays per
-    head), c (log decays per channel), g (any gate) or b (rates in (0, 2)).
+    `kinds`: what each positional array is (see `draw`); for linear attention the last
+    is log_write.
     """
 
     operation: Callable[..., Any]
     over: Callable[..., Any]
+    state: Any
     kinds: str
     options: tuple[tuple[str, Any], ...] = ()
 
 
+S = LinearAttentionState
 RECURRENCES = {
-    "linear_attention": Recurrence(linear_attention, linear_attention_over, "xkvlw"),
-    "mlstm": Recurrence(mlstm, mlstm_over, "xkvgg"),
+    "linear_attention": Recurrence(linear_attention, linear_attention_over, S, "xkvlw"),
+    "mlstm": Recurrence(mlstm, mlstm_over, MLSTMState, "xkvgg"),
     "mlstm_sigmoid": Recurrence(
-        mlstm, mlstm_over, "xkvgg", (("gate", "sigmoid"), ("normalize", False))
+        mlstm, mlstm_over, MLSTMState, "xkvgg", (("gate", "sigmoid"),)
     ),
     "gated_linear_attention": Recurrence(
-        gated_linear_attention, gated_linear_attention_over, "xkvc"
+        gated_linear_attention, gated_linear_attention_over, S, "xkvc"
     ),
-    "gated_delta_rule": Recurrence(gated_delta_rule, gated_delta_rule_over, "xkvlb"),
-    "wkv7": Recurrence(wkv7, wkv7_over, "xckvmk"),
+    "gated_delta_rule": Recurrence(gated_delta_rule, gated_delta_rule_over, S, "xkvlb"),
+    "wkv7": Recurrence(wkv7, wkv7_over, S, "xckvmk"),
 }
 
 
 def draw(rng, kind, B, T, N):
-    """Returns a random array of this kind, in float64."""
+    """Returns a random array, in float64: x, unit keys k, removed keys m, log decays
+    per channel c, values v; per head log decays l, logs w, gates g, rates b."""
     if kind in "xkmc":
         x = rng.normal(size=(B, T, N, H))
         unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -82,8 +85,7 @@ def call(name, numbers, ids_BT, start_B, *, over=None, implementation=None):
     if name == "linear_attention":
         options["log_write"] = tokens.pop()
     if numbers["state"] is not None:
-        State = MLSTMState if name.startswith("mlstm") else LinearAttentionState
-        options["state"] = State(*numbers["state"], start_B)
+        options["state"] = recurrence.state(*numbers["state"], start_B)
     function = recurrence.operation
     if over is not None:
         function, options["axis"] = recurrence.over, over
@@ -106,7 +108,7 @@ def over_shards(name, /, *, data=1, context=1, tensor=1, implementation=None):
     mesh = mesh_of(data=data, context=context, tensor=tensor)
     options = {"over": "context", "implementation": implementation}
     tokens, state, rows = P("data", "context", "tensor"), P("data", "tensor"), P("data")
-    kind = MLSTMState if name.startswith("mlstm") else LinearAttentionState
+    kind = RECURRENCES[name].state
     last = kind(*[state] * (len(kind._fields) - 1), rows)  # nothing about the context
     return jax.shard_map(
         partial(call, name, **options),
