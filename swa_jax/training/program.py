@@ -33,6 +33,7 @@ from swa_jax.training.sharding import (
     check_rows,
     jit_train_step,
     make_mesh,
+    on_mesh,
     sharded_initial_state,
 )
 from swa_jax.training.step import Batch, StepOptions, TrainState
@@ -74,7 +75,9 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
         pieces = accumulation_at(config.batch, rows=rows)
         name = "batch.rows" if rows == config.batch.rows else "batch.ramp_from"
         check_rows(mesh, rows=rows, accumulation=pieces, name=name)
-    model = language_model(config.model)
+    model = on_mesh(
+        language_model(config.model), mesh, largest_window=config.windows.largest
+    )
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(model, optimizer, mesh)
     available = device_memory(mesh.devices.flat[0])
@@ -103,6 +106,7 @@ def step_options(config: RunConfig, data: TextData, /, *, rows: int) -> StepOpti
         loss=config.loss,
         guard=config.guard,
         sources=len(data.weights),
+        largest_window=config.windows.largest,
     )
 
 
