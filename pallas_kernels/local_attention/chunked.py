@@ -141,6 +141,13 @@ def _arguments(
     `beyond` tokens further behind the keys than at their end."""
     T, N = q_BTNH.shape[1:3]
     S, K = k_BSKH.shape[1:3]
+    window = jnp.asarray(T + S + beyond if window is None else window, jnp.int32)
+    if sinks_N is None:
+        sinks_N = jnp.full((N,), -jnp.inf, accumulation_dtype(q_BTNH.dtype))
+    arrays = (q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS)
+    # Before they are laid out: gradients are summed over shards in their own shapes.
+    arrays, sinks_N, window = alike((arrays, sinks_N, window))
+    q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS = arrays
     block = min(BLOCK, max(T, S))
     offset = S - T + beyond
     front = -offset % block
@@ -153,11 +160,8 @@ def _arguments(
         _segment_blocks(query_segments_BT, layout, front=0, fill=-2),
         _segment_blocks(key_segments_BS, layout, front=front, fill=-1),
     )
-    if sinks_N is None:
-        sinks_N = jnp.full((N,), -jnp.inf, dtype)
     sinks_KR = jnp.repeat(sinks_N.astype(dtype).reshape(K, N // K), block, axis=1)
-    window = jnp.asarray(T + S + beyond if window is None else window, jnp.int32)
-    return alike((blocks, sinks_KR, window)), layout
+    return (blocks, sinks_KR, window), layout
 
 
 def _of_queries(x_IBKRH, shape, layout):
