@@ -87,7 +87,8 @@ def test_a_parameter_without_a_rule_is_refused():
 
 
 def test_meshes_that_do_not_fit_are_refused():
-    assert make_mesh(MeshConfig()).shape == {"data": 8, "fsdp": 1, "tensor": 1}
+    whole = dict.fromkeys(("fsdp", "context", "tensor"), 1)
+    assert make_mesh(MeshConfig()).shape == {"data": 8} | whole
     assert make_mesh(MeshConfig(fsdp=2)).shape["data"] == 4
     with pytest.raises(ValueError, match="8 devices"):
         make_mesh(MeshConfig(fsdp=3))
@@ -190,8 +191,9 @@ def one_device():
         (MeshConfig(data=1, fsdp=8), 2),
         (MeshConfig(data=2, fsdp=2, tensor=2), 1),
         (MeshConfig(data=1, fsdp=1, tensor=2), 4),
+        (MeshConfig(data=1, fsdp=2, tensor=2, context=2), 2),
     ],
-    ids=["data", "fsdp", "all axes", "tensor"],
+    ids=["data", "fsdp", "three axes", "tensor", "context"],
 )
 def test_many_devices_equal_one(one_device, mesh, accumulation):
     other = three_steps(toy_model(), mesh, accumulation=accumulation)
@@ -199,10 +201,11 @@ def test_many_devices_equal_one(one_device, mesh, accumulation):
 
 
 MESHES = [
-    MeshConfig(data, fsdp, 8 // (data * fsdp))
+    MeshConfig(data, fsdp, tensor, 8 // (data * fsdp * tensor))
     for data in (1, 2, 4, 8)
     for fsdp in (1, 2, 4, 8)
-    if data * fsdp <= 8
+    for tensor in (1, 2, 4, 8)
+    if data * fsdp * tensor in (4, 8)  # the rest is context, 1 or 2
 ]
 
 
@@ -213,7 +216,7 @@ def language_model_on_one_device():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh", MESHES, ids=[f"{m.data}x{m.fsdp}x{m.tensor}" for m in MESHES]
+    "mesh", MESHES, ids=[f"{m.data}x{m.fsdp}x{m.context}x{m.tensor}" for m in MESHES]
 )
 def test_a_language_model_equals_itself_on_one_device_and_on_repetition(
     language_model_on_one_device, mesh
