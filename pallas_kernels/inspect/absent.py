@@ -1,4 +1,4 @@
-"""Devices that are not there: what XLA's compiler for CUDA needs to compile for them."""
+"""Devices that are not there, as XLA's compiler for CUDA needs them."""
 
 import contextlib
 import os

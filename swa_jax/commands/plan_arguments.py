@@ -54,8 +54,10 @@ class Plan:
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = ClusterConfig()
-    assume: Assumptions = Assumptions()
+    cluster: Annotated[ClusterConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ClusterConfig
+    )
+    assume: Assumptions = dataclasses.field(default_factory=Assumptions)
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     fsdp: int | None = None
     tensor: int | None = None

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import swa_jax
 from swa_jax.data.one_move import write_in_one_move
 from swa_jax.planning.program import (
     Request,
@@ -21,6 +20,7 @@ from swa_jax.planning.program import (
 )
 
 EXTRA = "pip install 'swa_jax[cuda13]'"
+WORKER = (sys.executable, "-m", "swa_jax.planning.worker")
 _TAIL = 400  # characters of what a process says last
 
 
@@ -92,7 +92,7 @@ def _outcome(request: Request, timeout: float | None) -> dict[str, Any]:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         with log.open("wb") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "swa_jax.planning.worker", str(result)],
+                [*WORKER, str(result)],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
@@ -117,7 +117,7 @@ def _outcome(request: Request, timeout: float | None) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     """The environment of a process that sees no GPU, and this very code."""
-    root = str(Path(swa_jax.__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     before = os.environ.get("PYTHONPATH")
     return os.environ | {
         "JAX_PLATFORMS": "cpu",

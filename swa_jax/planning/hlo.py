@@ -1,4 +1,4 @@
-"""The text of a compiled program, read: computations, instructions, how often each runs.
+"""The text of a compiled program, read: its instructions, and how often each runs.
 
 XLA prints one instruction a line, `%name = TYPE opcode(%operand, ...), attribute=...`,
 within computations `%name (...) -> TYPE {` ... `}`, in the order of their schedule.

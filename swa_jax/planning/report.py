@@ -208,8 +208,8 @@ def assumptions_of(
         f"between nodes ({cluster.network}); each collective costs "
         f"{1e6 * assumed.collective_seconds:.0f} microseconds and "
         f"{1e6 * assumed.hop_seconds:.0f} more for each further node. Transfers "
-        "hide behind the products that XLA's schedule has between start and end. Input, "
-        "checkpoints and validation cost nothing.",
+        "hide behind the products that XLA's schedule has between start and end. "
+        "Input, checkpoints and validation cost nothing.",
         f"Memory: {assumed.memory_fraction:.0%} of the card needs "
         f"XLA_PYTHON_CLIENT_MEM_FRACTION={assumed.memory_fraction:g} (JAX: 0.75).",
     ]
@@ -246,8 +246,8 @@ def received_bytes(collectives: tuple[Collective, ...], /) -> dict[str, dict[str
 def print_search(found: Search, console: Console, assumed: Assumptions, /) -> None:
     """Prints what a search found, the best first."""
     console.print(
-        f"{found.considered:,} configurations, {found.promising:,} of them promising by "
-        f"the closed form, {len(found.tried)} compiled"
+        f"{found.considered:,} configurations, {found.promising:,} of them promising "
+        f"by the closed form, {len(found.tried)} compiled"
         + (" (out of time: --minutes allows more)" if found.out_of_time else "")
     )
     table = _table(

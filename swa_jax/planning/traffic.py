@@ -13,11 +13,12 @@ from swa_jax.planning.collectives import KINDS, is_product
 from swa_jax.planning.hlo import Computation, Instruction, Module, arrays_of, fused
 
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([0-9,]*)\}")
-_NO_TRAFFIC = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call "
-    "after-all partition-id replica-id opt-barrier async-done async-update "
-    "copy-done send recv send-done recv-done".split()
-)
+_NO_TRAFFIC = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("while", "conditional", "call", "after-all", "partition-id", "replica-id"),
+    *("opt-barrier", "async-done", "async-update", "copy-done", "send", "recv"),
+    *("send-done", "recv-done"),
+}
 
 
 class Traffic(NamedTuple):
