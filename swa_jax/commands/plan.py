@@ -20,6 +20,7 @@ from swa_jax.planning.report import (
 )
 from swa_jax.planning.search import search
 
+SCREEN_WIDTH = 132  # columns, where the output is no terminal
 Say = Callable[[int, int, str], None]
 
 
@@ -31,8 +32,12 @@ def print_plans(command: Plan, /) -> None:
     """
     # A GPU of this machine is none of the plan's, and JAX would take its memory.
     jax.config.update("jax_platforms", "cpu")
+    if command.keep is not None and command.keep.is_file():
+        raise ValueError(f"--keep: wanted a folder, got the file {command.keep}")
     request = Request(command.config, command.cluster)
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = SCREEN_WIDTH
     if not command.search:
         with _progress() as say:
             say(0, 1, "compiling the step")

@@ -95,7 +95,7 @@ def run_settings(
         {path[1:]: value for path, value in given.items() if path[0] == "config"}
     )
     for name, path in short_flags.items():
-        if options.get(name) is not None:
+        if name in options:
             flags = _with_short_flag(flags, name, path, options[name])
     asked = merged(environment_settings(environment), flags)
     file = _file_settings(options.get("config_file"))

@@ -1,7 +1,7 @@
 """What would make a step fit: each change alone, then together, with its bytes.
 
-Nothing here is compiled: the bytes are those of the compiled step, plus the difference
-that the closed form sees between the two.
+Nothing here is compiled: the state is exact, and what stands beside it is that of the
+compiled step, times the quotient that the closed form sees between the two.
 """
 
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ def advise(
     """Returns, for a step that does not fit, the smallest change of each kind that
     makes it fit, or the largest that does not; then all together; then more nodes."""
     usable = usable_memory(cluster, assumed)
-    now = forecast(config, cluster).memory.total
+    now = forecast(config, cluster).memory.temporaries
 
     def weighed(change: str, other: RunConfig, on: ClusterConfig = cluster) -> Advice:
-        then = forecast(other, on)
-        state = then.parameters + then.optimizer
-        held = max(state, program.memory.total + then.memory.total - now)
+        then = forecast(other, on).memory
+        beside = program.memory.temporaries * then.temporaries / now
+        held = round(then.total - then.temporaries + beside)
         return Advice(change, held, held <= usable)
 
     found: list[Advice] = []
@@ -93,8 +93,8 @@ def _more_nodes(
         if config.batch.rows % shards:
             break
         batch = replace(config.batch, accumulation=config.batch.rows // shards)
-        words = [w for w in changes if not w.startswith(("--fsdp", "--batch.acc"))]
-        words += [f"--batch.accumulation {batch.accumulation}"]
+        words = [w for w in changes if not w.startswith(("--fsdp", "--acc"))]
+        words += [f"--accumulation {batch.accumulation}"]
         words += [f"--nodes {nodes} --fsdp {fsdp}"]
         best = [weighed(" ".join(words), replace(other, batch=batch), larger)]
         if best[0].fits:
@@ -114,12 +114,14 @@ def _remat(
 def _pieces(
     config: RunConfig, cluster: ClusterConfig
 ) -> Iterator[tuple[str, RunConfig]]:
-    """More microbatches: fewer rows at once."""
+    """More microbatches, fewer rows at once: doubled, and one row a device."""
     batch, shards = config.batch, _row_shards(config, cluster)
-    for pieces in range(batch.accumulation + 1, batch.rows // shards + 1):
-        if batch.rows % (shards * pieces) == 0:
+    last = batch.rows // shards
+    doubled = [batch.accumulation * 2**power for power in range(1, last.bit_length())]
+    for pieces in sorted({*doubled, last}):
+        if batch.accumulation < pieces <= last and last % pieces == 0:
             other = replace(config, batch=replace(batch, accumulation=pieces))
-            yield f"--batch.accumulation {pieces}", other
+            yield f"--accumulation {pieces}", other
 
 
 def _chunk(

@@ -29,14 +29,16 @@ from swa_jax.training.step import initial_state
 
 _NUMBER = {"bfloat16": 2, "float32": 4}  # bytes
 _CHUNK = 64  # tokens between the states that a recurrent kernel keeps
-# Copies of a layer's activations that the backward pass finds, by rematerialisation:
-# kept of every period, and there of the one that it is at.
-_KEPT = {"none": 2.5, "dots": 1.0, "full": 0.0}
-_PRESENT = {"none": 1.0, "dots": 2.5, "full": 3.0}
+# Copies of a layer's activations that the backward pass finds of every period, by
+# rematerialisation, and beside them of the period that it is at.
+_KEPT = {"none": 2.8, "dots": 0.66, "full": 0.0}
+_PRESENT = 1.1
 _PASSES = {"none": 2, "dots": 3, "full": 3}  # over the parameters, in a microbatch
 _LOGITS = 3  # copies of the logits of a chunk
 _HEADS = 2  # copies of the gradient of the head, which is summed chunk by chunk
-_ELSEWHERE = 12  # readings and writings of a layer's activations beside the products
+# Readings and writings beside the products: of every layer's activations, of logits.
+_ELSEWHERE = {"none": 18, "dots": 13, "full": 12}
+_LOGITS_ELSEWHERE = 5
 
 
 def mesh_shape(mesh: MeshConfig, /, *, devices: int) -> dict[str, int]:
@@ -76,7 +78,7 @@ def forecast(config: RunConfig, cluster: ClusterConfig, /) -> StepProgram:
     )
     sizes = _sizes(config, mesh)
     state, batch = parameters + optimizer, 4 * 4 * sizes.tokens
-    temporaries = parameters + _activations(config, sizes, mesh)
+    temporaries = _temporaries(config, sizes, mesh, parameters)
     return StepProgram(
         mesh=mesh,
         parameters=parameters,
@@ -112,26 +114,34 @@ def _sizes(config: RunConfig, mesh: dict[str, int]) -> _Sizes:
     return _Sizes(tokens, mesh["tensor"], width, memory / model.layers, number)
 
 
-def _activations(config: RunConfig, sizes: _Sizes, mesh: dict[str, int]) -> float:
-    """The bytes of what a step holds beside state and gradients."""
+def _temporaries(
+    config: RunConfig, sizes: _Sizes, mesh: dict[str, int], gradients: int
+) -> float:
+    """The bytes of what a step holds beside the state: the most of two moments, at the
+    head with everything kept, and at the end of the backward pass."""
     model, (tokens, tensor, width, memory, number) = config.model, sizes
     layer = (width + memory) / tensor
     kept = model.layers * _KEPT[model.remat] * layer + model.periods * model.d_model
-    present = len(model.pattern) * _PRESENT[model.remat] * layer
+    present = _PRESENT * len(model.pattern) * layer
     period = len(model.pattern) * width * model.d_model / tensor  # its parameters
+    backward = number * (tokens * present + 2 * period) + gradients
     head = model.vocab_size * model.d_model / tensor
+    at_head = number * head + 4 * (_HEADS * head + _logits(config, mesh))
+    if config.batch.accumulation > 1:
+        at_head += gradients  # of the microbatches before
+    return number * tokens * kept + max(backward, at_head)
+
+
+def _logits(config: RunConfig, mesh: dict[str, int]) -> float:
+    """The numbers of a chunk's logits on a device, all copies."""
     rows = config.batch.rows // config.batch.accumulation
     held = max(1, rows // (mesh["data"] * mesh["fsdp"]))
     length = math.ceil(config.data.seq_len / mesh.get("context", 1))
+    vocabulary = config.model.vocab_size
     chunk = config.loss.chunk or default_chunk(
-        rows=held, length=length, vocabulary=model.vocab_size
+        rows=held, length=length, vocabulary=vocabulary
     )
-    logits = _LOGITS * held * min(chunk, length) * model.vocab_size / tensor
-    return (
-        number * tokens * (kept + present)
-        + number * (2 * period + head)
-        + 4 * (_HEADS * head + logits)
-    )
+    return _LOGITS * held * min(chunk, length) * vocabulary / mesh["tensor"]
 
 
 def _collectives(
@@ -175,10 +185,11 @@ def _strides(mesh: dict[str, int]) -> list[int]:
 
 
 def _traffic(config: RunConfig, sizes: _Sizes, state: int) -> Traffic:
-    layer = sizes.number * sizes.tokens * sizes.width / sizes.tensor
-    passes, pieces = _PASSES[config.model.remat], config.batch.accumulation
-    elsewhere = _ELSEWHERE * layer * config.model.layers * passes * pieces / 3
-    return Traffic(0, round(elsewhere + 3 * state), 0)
+    model = config.model
+    layers = sizes.number * sizes.width * model.layers * _ELSEWHERE[model.remat]
+    logits = 4 * _LOGITS_ELSEWHERE * model.vocab_size
+    tokens = sizes.tokens * config.batch.accumulation / sizes.tensor
+    return Traffic(0, round(tokens * (layers + logits) + 3 * state), 0)
 
 
 @cache

@@ -24,7 +24,7 @@ from swa_jax.training.sharding import AXES
 SLACK = 1.15  # the closed form may err by so much before a candidate is left out
 SHORTEST = 1024  # tokens of a row that each piece of the context has at least
 PER_MESH = 2  # candidates of one mesh that are compiled at most
-LARGEST_PIECES = 64  # microbatches
+LARGEST_PIECES = 64  # microbatches, but for those that were asked for
 
 
 class Candidate(NamedTuple):
@@ -136,8 +136,8 @@ def meshes(cluster: ClusterConfig, /) -> Iterator[MeshConfig]:
 
 def _with_pieces(config: RunConfig) -> Iterator[RunConfig]:
     rows = config.batch.rows
-    for pieces in _divisors(rows):
-        if pieces <= max(LARGEST_PIECES, config.batch.accumulation):
+    for pieces in {*range(1, LARGEST_PIECES + 1), config.batch.accumulation}:
+        if rows % pieces == 0:
             batch = replace(config.batch, accumulation=pieces, ramp_from=None)
             yield replace(config, batch=batch)
 
@@ -189,6 +189,6 @@ def describe_choice(config: RunConfig, /) -> str:
         for axis in AXES
         if axis != "data" and getattr(mesh, axis) > 1
     ]
-    flags.append(f"--batch.accumulation {config.batch.accumulation}")
+    flags.append(f"--accumulation {config.batch.accumulation}")
     flags.append(f"--remat {config.model.remat}")
     return " ".join(flags)

@@ -14,10 +14,11 @@ TWO_NODES = ClusterConfig(target="h200", nodes=2, gpus_per_node=4)
 
 
 def tiny_run(*, rows: int = 16, accumulation: int = 1, **mesh: int) -> RunConfig:
-    """swax-nano with rows of 64 tokens."""
-    run = recipe("swax-nano")
+    """Two layers of windowed attention, and rows of 64 tokens."""
+    run = recipe("swa-nano")
     return replace(
         run,
+        model=replace(run.model, periods=2),
         mesh=MeshConfig(**mesh),
         batch=replace(run.batch, rows=rows, accumulation=accumulation),
         data=replace(run.data, seq_len=64),

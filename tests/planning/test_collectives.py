@@ -95,7 +95,9 @@ def test_a_collective_in_a_loop_counts_as_often_as_the_loop_goes_round(mesh):
         return jax.lax.scan(body, x, None, length=ROUNDS)[0]
 
     x = jax.ShapeDtypeStruct((16, 8), jnp.float32)
-    found = collectives(shifted, *(mesh, x), in_specs=P("tensor"), out_specs=P("tensor"))
+    found = collectives(
+        shifted, *(mesh, x), in_specs=P("tensor"), out_specs=P("tensor")
+    )
     assert [(c.kind, c.axes, c.times, c.received) for c in found] == [
         ("collective-permute", "tensor", ROUNDS, 8 * 8 * 4)
     ]
@@ -166,7 +168,7 @@ STARTED = """HloModule jit_step, is_scheduled=true
 
 %inner (p: f32[4,4]) -> f32[4,4] {
   %p = f32[4,4]{1,0} parameter(0)
-  ROOT %d = f32[4,4]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %d = f32[4,4]{1,0} dot(%p, %p), lhs_contracting_dims={1}
 }
 
 ENTRY %main (w: bf16[8,32], x: f32[4,4]) -> (bf16[32,32], f32[4,4]) {
@@ -187,7 +189,11 @@ WORK = "  %before = f32[4,4]{1,0} fusion(%x), kind=kCustom, calls=%inner"
     [
         ("", "", False),
         (WORK, "", True),
-        (WORK, ', backend_config={"collective_backend_config":{"is_sync":true}}', False),
+        (
+            WORK,
+            ', backend_config={"collective_backend_config":{"is_sync":true}}',
+            False,
+        ),
     ],
 )
 def test_a_transfer_hides_behind_products_between_its_start_and_its_end(

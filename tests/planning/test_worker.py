@@ -76,10 +76,13 @@ def test_program_and_request_go_through_json(request_and_program):
 def test_bytes_by_axis_and_kind_are_those_of_the_collectives(request_and_program):
     _, program = request_and_program
     total = sum(
-        bytes for kinds in received_bytes(program.collectives).values()
+        bytes
+        for kinds in received_bytes(program.collectives).values()
         for bytes in kinds.values()
     )
-    assert total == sum(c.times * c.received for c in program.collectives if c.group > 1)
+    assert total == sum(
+        c.times * c.received for c in program.collectives if c.group > 1
+    )
 
 
 def test_accumulation_repeats_what_a_microbatch_sends(request_and_program):
@@ -93,7 +96,10 @@ def test_accumulation_repeats_what_a_microbatch_sends(request_and_program):
             c.times * c.payload for c in program.collectives if c.kind == "all-gather"
         )
 
-    assert gathers(twice) == pytest.approx(2 * gathers(once), rel=0.1)
+    # What stands outside of the layers may be gathered once for both.
+    count = parameter_count(request.config.model)
+    outside = 4 * (count.embedding + count.head)
+    assert 2 * gathers(once) - outside <= gathers(twice) <= 2 * gathers(once)
 
 
 def test_rows_that_do_not_fit_the_mesh_are_refused():
