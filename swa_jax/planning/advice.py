@@ -55,7 +55,9 @@ def advise(
             best, chosen = weighed(change, other), (change, kind)
             if best.fits:
                 break
-        if best is not None and chosen is not None:
+        if best is None or chosen is None:
+            continue
+        if best.bytes < program.memory.total:
             found.append(best)
             together, words = _last(kind, together, cluster)
             changes += words
