@@ -148,7 +148,8 @@ def _collectives(
     config: RunConfig, cluster: ClusterConfig, sizes: _Sizes, mesh: dict[str, int]
 ) -> list[Collective]:
     """What the axes send: fsdp gathers the parameters in every pass and scatters their
-    gradients, tensor sums the residual stream, data the gradients."""
+    gradients, tensor sums the residual stream, data and context the gradients; states
+    of recurrences cross along context."""
     model, pieces = config.model, config.batch.accumulation
     kinds = account(model, seq_len=config.data.seq_len, window=1).parameters
     weights = sizes.number * kinds.total // sizes.tensor
@@ -172,9 +173,11 @@ def _collectives(
     ]
     if "context" in mesh:
         states = round(4 * _CHUNK * sizes.memory)
-        found.append(
-            one("collective-permute", "context", states, layers * passes, False)
-        )
+        gradients = weights // (mesh["fsdp"] * model.layers)
+        found += [
+            one("collective-permute", "context", states, layers * passes, False),
+            one("all-reduce", "context", gradients, layers, False),
+        ]
     return [collective for collective in found if collective.group > 1]
 
 
