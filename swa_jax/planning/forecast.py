@@ -148,8 +148,8 @@ def _collectives(
     config: RunConfig, cluster: ClusterConfig, sizes: _Sizes, mesh: dict[str, int]
 ) -> list[Collective]:
     """What the axes send: fsdp gathers the parameters in every pass and scatters their
-    gradients, tensor sums the residual stream, data and context the gradients; states
-    of recurrences cross along context."""
+    gradients, tensor sums the residual stream, data and context the gradients; along
+    context cross the states."""
     model, pieces = config.model, config.batch.accumulation
     kinds = account(model, seq_len=config.data.seq_len, window=1).parameters
     weights = sizes.number * kinds.total // sizes.tensor
@@ -172,7 +172,11 @@ def _collectives(
         one("all-reduce", "data", 2 * weights // mesh["fsdp"], 1, False),
     ]
     if "context" in mesh:
-        states = round(4 * _CHUNK * sizes.memory)
+        # A piece hands on what a sequence carries from token to token.
+        cost = account(
+            model, seq_len=config.data.seq_len, window=config.windows.largest
+        )
+        states = cost.state_bytes // (model.layers * sizes.tensor)
         gradients = weights // (mesh["fsdp"] * model.layers)
         found += [
             one("collective-permute", "context", states, layers * passes, False),

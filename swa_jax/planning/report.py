@@ -107,7 +107,16 @@ def _grouped(plan: Plan) -> dict[GROUPED, tuple[int, int, float, float]]:
 def _collective_table(plan: Plan) -> Table:
     table = _table(
         "what each device receives in a step",
-        *("axes", "collective", "group", "nodes", "runs", "bytes", "seconds", "beside work"),
+        *(
+            "axes",
+            "collective",
+            "group",
+            "nodes",
+            "runs",
+            "bytes",
+            "seconds",
+            "beside work",
+        ),
     )
     grouped = _grouped(plan)
     for (axes, kind, group, nodes), numbers in grouped.items():
