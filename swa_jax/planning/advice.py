@@ -4,11 +4,12 @@ Nothing here is compiled: the state is exact, and what stands beside it is that 
 compiled step, times the quotient that the closed form sees between the two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from swa_jax.planning.cluster import Assumptions, ClusterConfig
+from swa_jax.planning.cluster import MOST_DEVICES, Assumptions, ClusterConfig
+from swa_jax.planning.flags import flags_of
 from swa_jax.planning.forecast import forecast, mesh_shape
 from swa_jax.planning.program import StepProgram
 from swa_jax.training.config import RunConfig
@@ -41,146 +42,114 @@ def advise(
     usable = usable_memory(cluster, assumed)
     now = forecast(config, cluster).memory.temporaries
 
-    def weighed(change: str, other: RunConfig, on: ClusterConfig = cluster) -> Advice:
+    def weighed(other: RunConfig, on: ClusterConfig = cluster) -> Advice:
         then = forecast(other, on).memory
         beside = program.memory.temporaries * then.temporaries / now
         held = round(then.total - then.temporaries + beside)
-        return Advice(change, held, held <= usable)
+        nodes = f"--nodes {on.nodes} " if on != cluster else ""
+        return Advice(nodes + flags_of(other, beside=config), held, held <= usable)
 
     found: list[Advice] = []
-    together, changes = config, []
-    for kind in (_remat, _pieces, _chunk, _fsdp, _tensor, _context):
-        best, chosen = None, None
-        for change, other in kind(config, cluster):
-            best, chosen = weighed(change, other), (change, kind)
-            if best.fits:
-                break
-        if best is None or chosen is None:
+    together = config
+    for kind in (_remat, _fsdp, _tensor, _context, _chunk, _pieces):
+        tries = [weighed(other) for other in kind(config, cluster)]
+        best = next((advice for advice in tries if advice.fits), None)
+        best = best or min(tries, key=lambda advice: advice.bytes, default=None)
+        if best is None or best.bytes >= program.memory.total:
             continue
-        if best.bytes < program.memory.total:
-            found.append(best)
-            together, words = _last(kind, together, cluster)
-            changes += words
+        found.append(best)
+        together = [together, *kind(together, cluster)][-1]
     found.sort(key=lambda advice: (not advice.fits, advice.bytes))
-    if len(changes) > 1 and not any(advice.fits for advice in found):
-        found.append(weighed(" ".join(changes), together))
+    if len(found) > 1 and not found[0].fits:
+        found.append(weighed(together))
     if not any(advice.fits for advice in found):
-        found += _more_nodes(weighed, together, changes, cluster)
+        found += _more_nodes(weighed, together, cluster)
     return found
 
 
-def _last(kind, config: RunConfig, cluster: ClusterConfig):
-    """The configuration after the largest change of a kind, and its words."""
-    options = list(kind(config, cluster))
-    if not options:
-        return config, []
-    change, other = options[-1]
-    return other, [change]
-
-
 def _more_nodes(
-    weighed, config: RunConfig, changes: list[str], cluster: ClusterConfig
+    weighed: Callable[[RunConfig, ClusterConfig], Advice],
+    config: RunConfig,
+    cluster: ClusterConfig,
 ) -> list[Advice]:
-    """The first doubling of the nodes, all of it over fsdp, that makes it fit."""
-    fsdp, nodes = config.mesh.fsdp, cluster.nodes
+    """The first doubling of the nodes, all of it over fsdp, that makes it fit, or the
+    last that the rows allow."""
     best: list[Advice] = []
-    for _ in range(5):
+    fsdp, nodes = config.mesh.fsdp, cluster.nodes
+    while 2 * nodes * cluster.gpus_per_node <= MOST_DEVICES:
         fsdp, nodes = 2 * fsdp, 2 * nodes
-        try:
-            larger = replace(cluster, nodes=nodes)
-        except ValueError:  # beyond what a plan is for
-            break
+        larger = replace(cluster, nodes=nodes)
         other = replace(config, mesh=replace(config.mesh, fsdp=fsdp))
-        shards = _row_shards(other, larger)
-        if config.batch.rows % shards:
+        pieces, rest = divmod(config.batch.rows, _row_shards(other, larger))
+        if rest:
             break
-        batch = replace(config.batch, accumulation=config.batch.rows // shards)
-        words = [w for w in changes if not w.startswith(("--fsdp", "--acc"))]
-        words += [f"--accumulation {batch.accumulation}"]
-        words += [f"--nodes {nodes} --fsdp {fsdp}"]
-        best = [weighed(" ".join(words), replace(other, batch=batch), larger)]
+        batch = replace(config.batch, accumulation=pieces)
+        best = [weighed(replace(other, batch=batch), larger)]
         if best[0].fits:
             break
     return best
 
 
-def _remat(
-    config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+def _remat(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     policies = ("none", "dots", "full")
     for policy in policies[policies.index(config.model.remat) + 1 :]:
-        model = replace(config.model, remat=policy)
-        yield f"--remat {policy}", replace(config, model=model)
+        yield replace(config, model=replace(config.model, remat=policy))
 
 
-def _pieces(
-    config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+def _pieces(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     """More microbatches, fewer rows at once: doubled, and one row a device."""
     batch, shards = config.batch, _row_shards(config, cluster)
     last = batch.rows // shards
     doubled = [batch.accumulation * 2**power for power in range(1, last.bit_length())]
     for pieces in sorted({*doubled, last}):
         if batch.accumulation < pieces <= last and last % pieces == 0:
-            other = replace(config, batch=replace(batch, accumulation=pieces))
-            yield f"--accumulation {pieces}", other
+            yield replace(config, batch=replace(batch, accumulation=pieces))
 
 
-def _chunk(
-    config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+def _chunk(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     if config.loss.chunk is None and config.data.seq_len > _SHORT_CHUNK:
-        loss = replace(config.loss, chunk=_SHORT_CHUNK)
-        yield f"--loss.chunk {_SHORT_CHUNK}", replace(config, loss=loss)
+        yield replace(config, loss=replace(config.loss, chunk=_SHORT_CHUNK))
 
 
-def _fsdp(config: RunConfig, cluster: ClusterConfig) -> Iterator[tuple[str, RunConfig]]:
+def _fsdp(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     """The copies of the data axis become pieces."""
     mesh = mesh_shape(config.mesh, devices=cluster.devices)
     for factor in range(2, mesh["data"] + 1):
         if mesh["data"] % factor == 0:
             fsdp = factor * config.mesh.fsdp
-            other = replace(config.mesh, data=None, fsdp=fsdp)
-            yield f"--fsdp {fsdp}", replace(config, mesh=other)
+            yield replace(config, mesh=replace(config.mesh, data=None, fsdp=fsdp))
 
 
-def _tensor(
-    config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+def _tensor(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     yield from _taken_from_data("tensor", config, cluster)
 
 
-def _context(
-    config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+def _context(config: RunConfig, cluster: ClusterConfig) -> Iterator[RunConfig]:
     yield from _taken_from_data("context", config, cluster)
 
 
 def _taken_from_data(
     axis: str, config: RunConfig, cluster: ClusterConfig
-) -> Iterator[tuple[str, RunConfig]]:
+) -> Iterator[RunConfig]:
     """An axis twice as long and more, at the cost of data or else of fsdp."""
     mesh = mesh_shape(config.mesh, devices=cluster.devices)
-    if axis not in mesh:
-        return
-    size, limit = mesh[axis], cluster.gpus_per_node
-    while 2 * size <= limit:
-        size *= 2
-        sizes = {axis: size}
-        factor, words = size // mesh[axis], f"--{axis} {size}"
+    factor = 2
+    while axis in mesh and factor * mesh[axis] <= cluster.gpus_per_node:
+        sizes = {axis: factor * mesh[axis]}
         if mesh["data"] % factor:
             if mesh["fsdp"] % factor:
                 return
             sizes["fsdp"] = mesh["fsdp"] // factor
-            words += f" --fsdp {sizes['fsdp']}"
-        other = replace(config, mesh=replace(config.mesh, data=None, **sizes))
-        if config.batch.rows % (
-            _row_shards(other, cluster) * config.batch.accumulation
-        ):
+        if axis == "context" and config.data.seq_len % sizes[axis]:
             return
+        other = replace(config, mesh=replace(config.mesh, data=None, **sizes))
         if axis == "tensor" and not tensor_divides(other):
             return
-        yield words, other
+        pieces = _row_shards(other, cluster) * config.batch.accumulation
+        if config.batch.rows % pieces:
+            return
+        yield other
+        factor *= 2
 
 
 def tensor_divides(config: RunConfig, /) -> bool:

@@ -11,9 +11,10 @@ from swa_jax.configuration import to_dict
 from swa_jax.planning.cluster import Assumptions, ClusterConfig
 from swa_jax.planning.collectives import Collective
 from swa_jax.planning.estimate import collective_seconds
+from swa_jax.planning.flags import flags_of
 from swa_jax.planning.plan import Plan
 from swa_jax.planning.program import program_to_dict
-from swa_jax.planning.search import Search, Tried, describe_choice
+from swa_jax.planning.search import Search, Tried
 from swa_jax.training.memory import gigabytes
 
 GROUPED = tuple[str, str, int, int]
@@ -264,12 +265,12 @@ def print_search(found: Search, console: Console, assumed: Assumptions, /) -> No
         *("flags", "peak", "fits", "waits", "step", "tokens/s", "MFU"),
     )
     for tried in found.tried:
-        table.add_row(describe_choice(tried.candidate.config), *_tried_cells(tried))
+        table.add_row(flags_of(tried.candidate.config), *_tried_cells(tried))
     console.print()
     console.print(table)
     for tried in found.tried:
         if tried.failure is not None:
-            flags = describe_choice(tried.candidate.config)
+            flags = flags_of(tried.candidate.config)
             console.print(f"{flags}: {tried.failure}", style="dim")
     if not any(tried.plan is not None and tried.plan.fits for tried in found.tried):
         console.print("None of those that were compiled fits.", style="bold")
@@ -305,7 +306,7 @@ def search_to_dict(found: Search, /) -> dict[str, Any]:
         "out_of_time": found.out_of_time,
         "tried": [
             {
-                "flags": describe_choice(tried.candidate.config),
+                "flags": flags_of(tried.candidate.config),
                 "forecast_bytes": tried.candidate.bytes,
                 "failure": tried.failure,
                 "plan": None if tried.plan is None else plan_to_dict(tried.plan),

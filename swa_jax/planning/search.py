@@ -15,6 +15,7 @@ from swa_jax.planning.advice import tensor_divides, usable_memory
 from swa_jax.planning.cluster import Assumptions, ClusterConfig
 from swa_jax.planning.compilation import Refused
 from swa_jax.planning.estimate import Estimate, estimate_step
+from swa_jax.planning.flags import flags_of
 from swa_jax.planning.forecast import forecast
 from swa_jax.planning.plan import Plan, check_request, make_plan
 from swa_jax.planning.program import Request
@@ -89,7 +90,7 @@ def search(
         if left <= 0:
             out_of_time = True
             break
-        say(len(tried), len(chosen), describe_choice(candidate.config))
+        say(len(tried), len(chosen), flags_of(candidate.config))
         tried.append(_try(candidate, request.cluster, assumed, keep, left))
     say(len(tried), len(chosen), "done")
     return Search(len(everything), len(hopeful), sorted(tried, key=_rank), out_of_time)
@@ -179,16 +180,3 @@ def _rank(tried: Tried) -> tuple[int, float]:
     if tried.plan is None:
         return 2, 0.0
     return (not tried.plan.fits), -tried.plan.estimate.tokens_per_second
-
-
-def describe_choice(config: RunConfig, /) -> str:
-    """Returns the flags of what a search chooses."""
-    mesh = config.mesh
-    flags = [
-        f"--{axis} {getattr(mesh, axis)}"
-        for axis in AXES
-        if axis != "data" and getattr(mesh, axis) > 1
-    ]
-    flags.append(f"--accumulation {config.batch.accumulation}")
-    flags.append(f"--remat {config.model.remat}")
-    return " ".join(flags)

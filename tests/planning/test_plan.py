@@ -65,14 +65,15 @@ def test_a_step_that_does_not_fit_is_told_the_smallest_change_of_each_kind():
 
 def test_changes_that_fail_alone_are_weighed_together_and_on_more_nodes():
     config = run_of("swax-7b", rows=32, fsdp=16)
-    plan = plan_on_h100(config, temporaries=10**12)
-    alone = [a for a in plan.advice if a.change.count("--") == 1]
-    assert alone
-    assert not any(a.fits for a in alone)
-    together = [a for a in plan.advice if a.change.count("--") > 2]
-    assert min(a.bytes for a in together) < min(a.bytes for a in alone)
-    if not any(a.fits for a in plan.advice):
-        assert "Nothing that was weighed makes it fit" in words_of(plan)
+    model = dataclasses.replace(config.model, remat="dots")
+    plan = plan_on_h100(dataclasses.replace(config, model=model), temporaries=10**13)
+    *alone, together, more = plan.advice
+    assert [a.change for a in alone] == ["--remat full", "--accumulation 2"]
+    assert together.change == "--accumulation 2 --remat full"
+    assert more.change == "--nodes 4 --fsdp 32 --remat full"
+    assert not any(a.fits for a in plan.advice)
+    assert more.bytes < together.bytes < min(a.bytes for a in alone)
+    assert "Nothing that was weighed makes it fit" in words_of(plan)
 
 
 def test_every_advice_is_a_request_that_can_be_planned():
