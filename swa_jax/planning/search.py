@@ -5,7 +5,6 @@ estimate of what was compiled.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,13 +71,7 @@ def search(
 
     Raises ValueError where no mesh takes the rows, and where no compiler is installed.
     """
-    everything = list(candidates(request, assumed))
-    if not everything:
-        raise ValueError(
-            f"no mesh of {request.cluster.devices} GPUs takes --rows "
-            f"{request.config.batch.rows} and --seq-len {request.config.data.seq_len}; "
-            "give a multiple of the number of GPUs as rows"
-        )
+    everything = _all(request, assumed)
     usable = usable_memory(request.cluster, assumed)
     hopeful = [c for c in everything if c.bytes <= SLACK * usable]
     chosen = most_promising(hopeful, limit=limit)
@@ -94,6 +87,17 @@ def search(
         tried.append(_try(candidate, request.cluster, assumed, keep, left))
     say(len(tried), len(chosen), "done")
     return Search(len(everything), len(hopeful), sorted(tried, key=_rank), out_of_time)
+
+
+def _all(request: Request, assumed: Assumptions) -> list[Candidate]:
+    found = list(candidates(request, assumed))
+    if not found:
+        raise ValueError(
+            f"no mesh of {request.cluster.devices} GPUs takes --rows "
+            f"{request.config.batch.rows} and --seq-len {request.config.data.seq_len}; "
+            "give a multiple of the number of GPUs as rows"
+        )
+    return found
 
 
 def candidates(request: Request, assumed: Assumptions, /) -> Iterator[Candidate]:
@@ -148,17 +152,20 @@ def _divisors(number: int) -> list[int]:
 
 
 def most_promising(found: list[Candidate], /, *, limit: int) -> list[Candidate]:
-    """Returns the fastest by the closed form, at most two of any mesh."""
-    ordered = sorted(found, key=lambda c: -c.estimate.tokens_per_second)
-    taken: Counter[MeshConfig] = Counter()
-    chosen = []
+    """Returns the fastest by the closed form, at most two of any mesh, whose policies
+    differ; of those as fast, the smallest."""
+    ordered = sorted(
+        found, key=lambda c: (-round(c.estimate.tokens_per_second), c.bytes)
+    )
+    chosen: dict[tuple[MeshConfig, str], Candidate] = {}
     for candidate in ordered:
+        mesh, remat = candidate.config.mesh, candidate.config.model.remat
+        of_mesh = sum(other == mesh for other, _ in chosen)
+        if of_mesh < PER_MESH and (mesh, remat) not in chosen:
+            chosen[mesh, remat] = candidate
         if len(chosen) == limit:
             break
-        if taken[candidate.config.mesh] < PER_MESH:
-            taken[candidate.config.mesh] += 1
-            chosen.append(candidate)
-    return chosen
+    return list(chosen.values())
 
 
 def _try(
