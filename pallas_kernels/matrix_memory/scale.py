@@ -42,7 +42,7 @@ def scaled(writes: Writes, memory: Memory, rules: Rules, /) -> Scaled:
     m_BNT = None
     if rules.stabilise:
         m_BNT = running_scale(log_i_BNT, log_f_BNT, writes.resets_BT, memory.m_BN)
-        memory = _rescaled(memory, jnp.maximum(memory.m_BN, EMPTY))
+        memory = started(memory)
     floor_BNT = eps_BNT = None
     if rules.normalize:
         floor_BNT = jnp.ones_like(log_i_BNT)
@@ -52,6 +52,14 @@ def scaled(writes: Writes, memory: Memory, rules: Rules, /) -> Scaled:
             floor_BNT = jnp.exp(jnp.minimum(-fixed_BNT, LARGEST_EXPONENT))
             eps_BNT = rules.eps * jnp.exp(m_BNT - fixed_BNT)
     return Scaled(log_i_BNT, log_f_BNT, m_BNT, memory, floor_BNT, eps_BNT)
+
+
+def started(memory: Memory, /) -> Memory:
+    """Returns the memory before the first token, whose scale is a constant from here
+    on."""
+    if memory.m_BN is None:
+        return memory
+    return _rescaled(memory, jnp.maximum(memory.m_BN, EMPTY))
 
 
 def finished(memory: Memory, m_BNT: jax.Array | None, /) -> Memory:

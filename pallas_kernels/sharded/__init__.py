@@ -1,0 +1,1 @@
+"""The operations on sequences whose tokens are cut over an axis of a mesh."""
