@@ -10,7 +10,7 @@ from swa_jax.planning.compilation import compile_request
 from swa_jax.planning.estimate import Estimate, estimate_step
 from swa_jax.planning.forecast import mesh_shape
 from swa_jax.planning.program import Request, StepProgram
-from swa_jax.training.config import RunConfig
+from swa_jax.training.config import RunConfig, WindowSchedule
 
 
 class Plan(NamedTuple):
@@ -82,7 +82,7 @@ def check_request(request: Request, /) -> None:
 
 def essential(request: Request, /) -> Request:
     """Returns the request without what its step does not depend on, so that it is
-    compiled once: the text, the windows' draws, checkpoints, logging."""
+    compiled once: the text, the draws of windows, checkpoints, logging."""
     config = request.config
     plain = RunConfig(
         model=config.model,
@@ -96,6 +96,7 @@ def essential(request: Request, /) -> Request:
         optimizer=config.optimizer,
         loss=config.loss,
         guard=config.guard,
+        windows=WindowSchedule(windows=(config.windows.largest,)),
         mesh=config.mesh,
     )
     cluster = replace(request.cluster, network="infiniband", network_gbits=None)

@@ -39,7 +39,7 @@ from swa_jax.planning.traffic import traffic_of
 from swa_jax.training.config import RunConfig
 from swa_jax.training.memory import bytes_per_device, step_memory
 from swa_jax.training.optimizer import make_optimizer
-from swa_jax.training.program import BATCH_ARRAYS
+from swa_jax.training.program import BATCH_ARRAYS, step_options
 from swa_jax.training.sharding import (
     abstract_state,
     batch_sharding,
@@ -47,7 +47,6 @@ from swa_jax.training.sharding import (
     jit_train_step,
     make_mesh,
 )
-from swa_jax.training.step import StepOptions
 
 _KERNEL = re.compile(r'op_name="[^"]*?([\w.]+)/pallas_call"')
 _POLL = 1.0  # seconds
@@ -107,7 +106,7 @@ def compile_on(
     model = language_model(config.model)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     state = abstract_state(model, optimizer, mesh)
-    options = StepOptions(batch.accumulation, config.loss, config.guard)
+    options = step_options(config, rows=batch.rows, sources=1)
     begin = time.monotonic()
     with compiling_for(platform), lowering_for(mesh):
         step = jit_train_step(model, optimizer, state, options)

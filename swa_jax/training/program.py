@@ -89,20 +89,23 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
             model, optimizer, abstract, seed=config.seed
         ),
         train_step=lambda rows: jit_train_step(
-            model, optimizer, abstract, step_options(config, data, rows=rows)
+            model,
+            optimizer,
+            abstract,
+            step_options(config, rows=rows, sources=len(data.weights)),
         ),
         statistics=jax.jit(partial(statistics_of_a_row, model)),
         token_bytes_V=np.asarray(data.token_bytes_V),
     )
 
 
-def step_options(config: RunConfig, data: TextData, /, *, rows: int) -> StepOptions:
-    """What a run's steps of so many rows do."""
+def step_options(config: RunConfig, /, *, rows: int, sources: int) -> StepOptions:
+    """What a run's steps of so many rows from so many sources do."""
     return StepOptions(
         accumulation=accumulation_at(config.batch, rows=rows),
         loss=config.loss,
         guard=config.guard,
-        sources=len(data.weights),
+        sources=sources,
     )
 
 
