@@ -106,8 +106,6 @@ def _compile(
 ) -> list[str]:
     """Compiles what is missing, or until the budget is spent; returns failures."""
     missing = [cell for cell in cells(grid) if cell not in results.rows]
-    for cell in missing:
-        request_of(cell)  # what cannot be is told before anything is compiled
     if not missing:
         return []
     results.begin(origin(list(arguments)))

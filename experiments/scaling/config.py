@@ -1,7 +1,6 @@
 """What is compiled: presets, numbers of GPUs, lengths of a row, pieces of a row."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from swa_jax.planning.cluster import ClusterConfig
 from swa_jax.planning.program import Request
@@ -10,7 +9,6 @@ from swa_jax.training.recipes import recipe
 
 GPUS_PER_NODE = 8
 FSDP = 8  # pieces of the state, where the context leaves so many GPUs
-SHORTEST = 1024  # tokens of a piece of a row
 
 
 @dataclass(frozen=True)
@@ -66,27 +64,14 @@ def cells(grid: Grid, /) -> list[Cell]:
 
 
 def request_of(cell: Cell, /) -> Request:
-    """Returns what a cell compiles.
-
-    Raises ValueError where this tree's mesh has no axis for the context, or the pieces
-    of a row are too short.
-    """
-    if cell.context > 1 and "context" not in MeshConfig.__dataclass_fields__:
-        raise ValueError("the mesh of this tree has no context axis; use --contexts 1")
-    if cell.context > 1 and cell.tokens < SHORTEST * cell.context:
-        raise ValueError(
-            f"a piece of a row wants at least {SHORTEST} tokens; got {cell}"
-        )
+    """Returns what a cell compiles."""
     run = recipe(cell.preset)
     fsdp = min(FSDP, cell.gpus // cell.context)
-    sizes: dict[str, Any] = {"fsdp": fsdp}
-    if cell.context > 1:
-        sizes["context"] = cell.context
     nodes = max(1, cell.gpus // GPUS_PER_NODE)
     return Request(
         replace(
             run,
-            mesh=MeshConfig(**sizes),
+            mesh=MeshConfig(fsdp=fsdp, context=cell.context),
             batch=replace(run.batch, rows=cell.gpus // cell.context, accumulation=1),
             data=replace(run.data, seq_len=cell.tokens),
         ),

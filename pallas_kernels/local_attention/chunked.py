@@ -8,7 +8,7 @@ blocks and computes the weights again from the saved log-sum-exp.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +57,94 @@ def local_attention_chunked(
     softcap: float | None,
 ) -> jax.Array:
     """Returns the windowed attention of shape BTNH; reference.py defines it."""
-    B, T, N, H = q_BTNH.shape
+    segments = (query_segments_BT, key_segments_BS)
+    arguments, layout = _arguments(
+        q_BTNH, k_BSKH, v_BSKH, *segments, sinks_N, window, softcap=softcap
+    )
+    return _of_queries(_attend(*arguments, layout), q_BTNH.shape, layout)
+
+
+def attention_part_chunked(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    sinks_N: jax.Array | None,
+    /,
+    *,
+    softcap: float | None,
+    beyond: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns out_BTNH and the log-sum-exp of each query's logits, BTN; part.py."""
+    segments = (query_segments_BT, key_segments_BS)
+    arguments, layout = _arguments(
+        q_BTNH, k_BSKH, v_BSKH, *segments, sinks_N, None, softcap=softcap, beyond=beyond
+    )
+    out_IBKRH, lse_IBKR = _forward(*arguments, layout)
+    lse_BTN1 = _of_queries(lse_IBKR[..., None], (*q_BTNH.shape[:3], 1), layout)
+    return _of_queries(out_IBKRH, q_BTNH.shape, layout), lse_BTN1[..., 0]
+
+
+def attention_part_gradients_chunked(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    sinks_N: jax.Array | None,
+    out_BTNH: jax.Array,
+    lse_BTN: jax.Array,
+    dout_BTNH: jax.Array,
+    /,
+    *,
+    softcap: float | None,
+    beyond: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Returns dq_BTNH, dk_BSKH, dv_BSKH and dsinks_N (None without); part.py."""
+    segments = (query_segments_BT, key_segments_BS)
+    arguments, layout = _arguments(
+        q_BTNH, k_BSKH, v_BSKH, *segments, sinks_N, None, softcap=softcap, beyond=beyond
+    )
+    K = k_BSKH.shape[2]
+    out_IBKRH, lse_IBKR1, dout_IBKRH = (
+        _query_blocks(x, layout=layout, heads=K)
+        for x in (out_BTNH, lse_BTN[..., None], dout_BTNH)
+    )
+    residuals = (*arguments, out_IBKRH, lse_IBKR1[..., 0])
+    dblocks, dsinks_KR, _ = _attend_backward(layout, residuals, dout_IBKRH)
+    dsinks_N = None
+    if sinks_N is not None:
+        dsinks_KGC = dsinks_KR.reshape(K, layout.groups, -1)
+        dsinks_N = jnp.sum(dsinks_KGC, axis=-1).reshape(-1)
+    return (
+        _of_queries(dblocks.q_IBKRH, q_BTNH.shape, layout),
+        _of_keys(dblocks.k_JBKCH, k_BSKH.shape, layout),
+        _of_keys(dblocks.v_JBKCH, v_BSKH.shape, layout),
+        dsinks_N,
+    )
+
+
+def _arguments(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    query_segments_BT,
+    key_segments_BS,
+    sinks_N,
+    window,
+    *,
+    softcap,
+    beyond=0,
+):
+    """Returns the array arguments of `_attend`, and its layout; the queries stand
+    `beyond` tokens further behind the keys than at their end."""
+    T, N = q_BTNH.shape[1:3]
     S, K = k_BSKH.shape[1:3]
     block = min(BLOCK, max(T, S))
-    front = (T - S) % block
-    shift = (S - T + front) // block
-    layout = _Layout(block, N // K, shift, front, softcap)
+    offset = S - T + beyond
+    front = -offset % block
+    layout = _Layout(block, N // K, (offset + front) // block, front, softcap)
     dtype = accumulation_dtype(q_BTNH.dtype)
     blocks = _Blocks(
         _query_blocks(q_BTNH, layout=layout, heads=K),
@@ -74,11 +156,23 @@ def local_attention_chunked(
     if sinks_N is None:
         sinks_N = jnp.full((N,), -jnp.inf, dtype)
     sinks_KR = jnp.repeat(sinks_N.astype(dtype).reshape(K, N // K), block, axis=1)
-    window = jnp.asarray(T + S if window is None else window, jnp.int32)
-    out_IBKRH: Any = _attend(*alike((blocks, sinks_KR, window)), layout)
-    out_IBKGCH = out_IBKRH.reshape(-1, B, K, N // K, block, H)
-    out_BTNH = out_IBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, N, H)
-    return out_BTNH[:, :T]
+    window = jnp.asarray(T + S + beyond if window is None else window, jnp.int32)
+    return alike((blocks, sinks_KR, window)), layout
+
+
+def _of_queries(x_IBKRH, shape, layout):
+    """Returns x of query blocks as BTNH of that shape."""
+    B, T, N, H = shape
+    K = x_IBKRH.shape[2]
+    x_IBKGCH = x_IBKRH.reshape(-1, B, K, N // K, layout.block, H)
+    return x_IBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
+
+
+def _of_keys(x_JBKCH, shape, layout):
+    """Returns x of key blocks as BSKH of that shape."""
+    B, S, K, H = shape
+    x_BSKH = x_JBKCH.transpose(1, 0, 3, 2, 4).reshape(B, -1, K, H)
+    return x_BSKH[:, layout.front : layout.front + S]
 
 
 def _query_blocks(q_BTNH, *, layout, heads):

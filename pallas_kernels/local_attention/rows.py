@@ -35,6 +35,7 @@ class Sizes(NamedTuple):
     softcap: float | None
     precise: bool  # float32 products in full, not in TF32
     interpret: bool = False
+    beyond: int = 0  # tokens that the queries stand further behind than the keys' end
 
     @property
     def G(self) -> int:
@@ -44,7 +45,7 @@ class Sizes(NamedTuple):
     @property
     def offset(self) -> int:
         """Position of the first query among the keys."""
-        return self.S - self.T
+        return self.S - self.T + self.beyond
 
     @property
     def width(self) -> int:
@@ -64,7 +65,7 @@ class Sizes(NamedTuple):
 class Inputs(NamedTuple):
     """The arrays of a call, or their refs in a kernel."""
 
-    window_1: Any  # int32, at most T + S
+    window_1: Any  # int32, at most T + S + beyond
     q_BTNH: Any
     k_BSKH: Any
     v_BSKH: Any

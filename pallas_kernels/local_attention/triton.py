@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import backend
 from pallas_kernels.local_attention import rows as shared
-from pallas_kernels.local_attention.rows import Inputs, Sizes
+from pallas_kernels.local_attention.rows import LOG2_E, Inputs, Sizes
 from pallas_kernels.local_attention.tiles import (
     Tile,
     Tiles,
@@ -49,28 +49,74 @@ def local_attention_triton(
       NotImplementedError: the target is no GPU, or a dtype, head width, number of heads
         or batch that the kernels do not serve.
     """
+    arrays = (q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks_N)
+    inputs, sizes = _inputs(arrays, window, softcap=softcap, precise=precise)
+    if tiles is None:
+        tiles = _tiles(sizes, inputs, window)
+    return _attend(inputs, sizes, tiles)
+
+
+def attention_part_triton(
+    *arrays: jax.Array | None, softcap: float | None, precise: bool, beyond: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns out_BTNH and the log-sum-exp of each query's logits, BTN; part.py.
+
+    Raises:
+      NotImplementedError: as `local_attention_triton`.
+    """
+    inputs, sizes = _inputs(
+        arrays, None, softcap=softcap, precise=precise, beyond=beyond
+    )
+    out_BTNH, lse_BTN = forward(inputs, sizes, _tiles(sizes, inputs, None).forward)
+    return out_BTNH, lse_BTN / LOG2_E
+
+
+def attention_part_gradients_triton(
+    *arrays: jax.Array | None, softcap: float | None, precise: bool, beyond: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Returns dq_BTNH, dk_BSKH, dv_BSKH and dsinks_N (None without); part.py.
+
+    Raises:
+      NotImplementedError: as `local_attention_triton`.
+    """
+    *arguments, out_BTNH, lse_BTN, dout_BTNH = arrays
+    inputs, sizes = _inputs(
+        arguments, None, softcap=softcap, precise=precise, beyond=beyond
+    )
+    tiles = _tiles(sizes, inputs, None)
+    return backward(inputs, out_BTNH, lse_BTN * LOG2_E, dout_BTNH, sizes, tiles)
+
+
+def _inputs(arrays, window, *, softcap, precise, beyond=0):
+    """Returns the kernels' arrays and sizes; raises NotImplementedError for a call that
+    they do not serve."""
+    q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks_N = arrays
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     precise = precise and q_BTNH.dtype == jnp.float32
-    sizes = Sizes(B, T, S, N, K, H, softcap, precise, backend.is_interpreting())
+    sizes = Sizes(B, T, S, N, K, H, softcap, precise, backend.is_interpreting(), beyond)
     _refuse(sizes, q_BTNH.dtype)
-    if tiles is None:
-        tiles = tiles_for(
-            width=sizes.width,
-            dtype=q_BTNH.dtype,
-            window=window_class(window),
-            precise=precise,
-            device_kind=backend.device_kind(),
-        )
-    window = jnp.asarray(T + S if window is None else window, jnp.int32)
-    window_1 = jnp.minimum(window, T + S).reshape(1)
+    most = T + S + beyond
+    window = jnp.asarray(most if window is None else window, jnp.int32)
+    window_1 = jnp.minimum(window, most).reshape(1)
     if sinks_N is not None:
         sinks_N = sinks_N.astype(jnp.float32)
     segments = (query_segments_BT, key_segments_BS)
     if query_segments_BT is not None:
         segments = jax.tree.map(lambda ids: ids.astype(jnp.int32), segments)
     inputs = Inputs(window_1, q_BTNH, k_BSKH, v_BSKH, sinks_N, *segments)
-    return _attend(backend.alike(inputs), sizes, tiles)
+    return backend.alike(inputs), sizes
+
+
+def _tiles(sizes, inputs, window):
+    """Returns the tiles of the table for a call."""
+    return tiles_for(
+        width=sizes.width,
+        dtype=inputs.q_BTNH.dtype,
+        window=window_class(window),
+        precise=sizes.precise,
+        device_kind=backend.device_kind(),
+    )
 
 
 def _refuse(sizes, dtype):
@@ -117,7 +163,9 @@ def forward(inputs: Inputs, sizes: Sizes, tile: Tile, /) -> list[jax.Array]:
     extents_BI2 = None
     if inputs.query_segments_BT is not None:
         segments = inputs.query_segments_BT, inputs.key_segments_BS
-        extents_BI2 = query_extents(*segments, rows=tile.rows, group=sizes.G)
+        extents_BI2 = query_extents(
+            *segments, rows=tile.rows, group=sizes.G, offset=sizes.offset
+        )
     return backend.call(
         partial(_kernel, sizes=sizes, tile=tile),
         (inputs, extents_BI2),

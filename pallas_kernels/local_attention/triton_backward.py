@@ -55,7 +55,9 @@ def query_gradient(inputs, out_BTNH, lse_BTN, dout_BTNH, sizes: Sizes, tile: Til
     extents_BI2 = None
     if inputs.query_segments_BT is not None:
         segments = inputs.query_segments_BT, inputs.key_segments_BS
-        extents_BI2 = query_extents(*segments, rows=tile.rows, group=sizes.G)
+        extents_BI2 = query_extents(
+            *segments, rows=tile.rows, group=sizes.G, offset=sizes.offset
+        )
     return backend.call(
         partial(_dq_kernel, sizes=sizes, tile=tile),
         (inputs, extents_BI2, out_BTNH, lse_BTN, dout_BTNH),
@@ -116,7 +118,7 @@ def key_gradients(inputs, lse_BTN, mean_BTN, dout_BTNH, sizes: Sizes, tile: Tile
     extents_BJ2 = None
     if inputs.query_segments_BT is not None:
         segments = inputs.query_segments_BT, inputs.key_segments_BS
-        extents_BJ2 = key_extents(*segments, block=tile.keys)
+        extents_BJ2 = key_extents(*segments, block=tile.keys, offset=sizes.offset)
     return backend.call(
         partial(_dkv_kernel, sizes=sizes, tile=tile),
         (inputs, extents_BJ2, lse_BTN, mean_BTN, dout_BTNH),
@@ -180,7 +182,7 @@ def _key_visits(inputs, extents_BJ2, sizes, tile):
     return visiting_queries(
         (first, jnp.minimum(first + tile.keys, sizes.S) - 1),
         inputs.window_1[0],
-        (sizes.offset, sizes.S),
+        (sizes.offset, sizes.offset + sizes.T),
         tile.rows,
         group=sizes.G,
         segment=segment,

@@ -1,6 +1,7 @@
 """Which blocks a kernel's program visits, and in which of them every pair is visible.
 
-Positions count key tokens: query t stands at the position S - T + t. A program visits
+Positions count key tokens: query t stands at the position offset + t, where the offset
+is S - T unless it is given. A program visits
 blocks of tokens from `first` on. Of its `count` blocks, those from `inner` to
 `inner_end` are visible as a whole and need no mask.
 """
@@ -73,6 +74,7 @@ def query_extents(
     *,
     rows: int,
     group: int,
+    offset: int | None = None,
 ) -> jax.Array:
     """Returns int32 of shape (B, I, 2): per block of `rows` rows, `group` to a query,
     the position from which on it may read, and that from which on its keys are all of
@@ -82,6 +84,7 @@ def query_extents(
     elsewhere some blocks without a visible pair are visited too.
     """
     S, T = key_segments_BS.shape[1], query_segments_BT.shape[1]
+    offset = S - T if offset is None else offset
     # No key before the first one that reaches the queries' smallest id can match.
     reached_BS = jax.lax.cummax(key_segments_BS, axis=1)
     starts_I = jnp.arange(0, T * group, rows, dtype=jnp.int32)
@@ -89,29 +92,35 @@ def query_extents(
     most = (rows + group - 2) // group + 1
     smallest_BI, _, one_BI = _ids(query_segments_BT, starts_I // group, ends_I, most)
     lowest_BI = _search(reached_BS, smallest_BI, side="left")
-    last_I = jnp.maximum(ends_I + (S - T), 0)
+    last_I = jnp.clip(ends_I + offset, 0, S - 1)
     one_BI &= key_segments_BS[:, last_I] == smallest_BI
     run_BI = jnp.where(one_BI, _run_starts(key_segments_BS)[:, last_I], FAR)
     return jnp.stack([lowest_BI, run_BI], axis=-1)
 
 
 def key_extents(
-    query_segments_BT: jax.Array, key_segments_BS: jax.Array, /, *, block: int
+    query_segments_BT: jax.Array,
+    key_segments_BS: jax.Array,
+    /,
+    *,
+    block: int,
+    offset: int | None = None,
 ) -> jax.Array:
     """Returns int32 of shape (B, J, 2): per block of `block` keys, the position before
     which the queries that may read it stand, and that before which they are all of its
     one segment (0 where it has several). See `query_extents`."""
     S, T = key_segments_BS.shape[1], query_segments_BT.shape[1]
+    offset = S - T if offset is None else offset
     # No query after the last one that undercuts the keys' largest id can match.
     wanted_BT = jnp.where(query_segments_BT < 0, FAR, query_segments_BT)
     undercut_BT = jax.lax.cummin(wanted_BT, axis=1, reverse=True)
     starts_J = jnp.arange(0, S, block, dtype=jnp.int32)
     ends_J = jnp.minimum(starts_J + (block - 1), S - 1)
     smallest_BJ, largest_BJ, one_BJ = _ids(key_segments_BS, starts_J, ends_J, block)
-    highest_BJ = _search(undercut_BT, largest_BJ, side="right") + (S - T)
-    last_J = jnp.maximum(ends_J - (S - T), 0)
+    highest_BJ = _search(undercut_BT, largest_BJ, side="right") + offset
+    last_J = jnp.maximum(ends_J - offset, 0)
     one_BJ &= query_segments_BT[:, last_J] == smallest_BJ
-    run_BJ = jnp.where(one_BJ, _run_ends(query_segments_BT)[:, last_J] + (S - T), 0)
+    run_BJ = jnp.where(one_BJ, _run_ends(query_segments_BT)[:, last_J] + offset, 0)
     return jnp.stack([highest_BJ, run_BJ], axis=-1)
 
 

@@ -251,12 +251,22 @@ def _passage(k_BTKH, v_BTNP, writes, *, normalised, stabilised):
         keep_BN = jnp.where(resets_B[:, None] == 0, keep_BN, EMPTY)
     m_BN = None
     if stabilised:
-        m_BN = jnp.maximum(jnp.max(log_weight_BTN, axis=1), EMPTY)
+        m_BN = jnp.maximum(_largest(log_weight_BTN), EMPTY)
         log_weight_BTN -= jax.lax.stop_gradient(m_BN)[:, None]
     weight_BTN = jnp.exp(log_weight_BTN)
     if lasting_BT1 is not None:  # whatever m is, nothing crosses a reset
         weight_BTN = jnp.where(lasting_BT1, weight_BTN, 0.0)
     return Passage(keep_BN, _written(k_BTKH, v_BTNP, weight_BTN, m_BN, normalised))
+
+
+def _largest(x_BTN):
+    """Returns the largest element over the tokens, of which its place has the gradient.
+
+    The gradient of jnp.max looks for elements equal to the maximum. Computed once more
+    for the backward pass, in another order, none may be, and it would divide 0 by 0.
+    """
+    place_B1N = jnp.argmax(jax.lax.stop_gradient(x_BTN), axis=1, keepdims=True)
+    return jnp.take_along_axis(x_BTN, place_B1N, axis=1)[:, 0]
 
 
 def _written(k_BTKH, v_BTNP, weight_BTN, m_BN, normalised):

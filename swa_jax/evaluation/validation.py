@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from pallas_kernels.sharded import SEQUENCE_AXIS
 from swa_jax.models.language_model import Model
 from swa_jax.models.loss import chunked_loss
 
@@ -113,10 +114,12 @@ def _binned(
 
 
 def _blocks_of_rows(tokens_BT: Any) -> NamedSharding | None:
-    """Returns how the rows of a batch are dealt out to devices, if they are."""
+    """Returns how rows are dealt out to devices, if they are, and their tokens too."""
     sharding = getattr(tokens_BT, "sharding", None)
-    dealt_out = isinstance(sharding, NamedSharding) and any(sharding.spec)
-    return sharding if dealt_out else None
+    if not isinstance(sharding, NamedSharding) or not any(sharding.spec):
+        return None
+    cut = SEQUENCE_AXIS if SEQUENCE_AXIS in sharding.mesh.axis_names else None
+    return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0], cut))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

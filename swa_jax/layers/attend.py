@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.local_attention import Past, local_attention
+from pallas_kernels.local_attention import Past
 from pallas_kernels.local_attention.step import (
     NEW_TOKENS,
     WindowCache,
     append_tokens,
     in_order,
-    local_attention_step,
 )
+from pallas_kernels.sharded import local_attention, local_attention_step
 
 
 def attend(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.sharded import heads_are_cut
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Linear, product
 
@@ -41,7 +42,8 @@ class Branches(nnx.Module):
     """x W of all branches at once; each branch's kernel is a parameter of its own.
 
     Separate kernels keep their names, deviations and shards; next to each other they
-    cost nothing, because they are cast to the compute dtype anyway.
+    cost nothing, because they are cast to the compute dtype anyway. Kernels that are
+    cut over devices multiply one by one: joining them would move their pieces.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Branches(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, /) -> dict[str, jax.Array]:
         """Returns every branch under its name, in the compute dtype."""
+        if heads_are_cut():
+            return {name: getattr(self, name)(x_BTD) for name in self.order}
         kernels = [getattr(self, name).kernel[...] for name in self.order]
         kernel_DM = jnp.concatenate([k.astype(self.dtype) for k in kernels], axis=1)
         y_BTM = product(x_BTD.astype(self.dtype), kernel_DM, dtype=self.dtype)

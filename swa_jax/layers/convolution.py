@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.short_conv import ShortConvState, short_conv
+from pallas_kernels.sharded import short_conv
+from pallas_kernels.short_conv import ShortConvState
 
 
 class ShortConv(nnx.Module):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.sharded import placed
 from swa_jax.layers.attend import served_window
 from swa_jax.layers.functional import Functional, functional
 from swa_jax.layers.initialization import input_std
@@ -199,7 +200,7 @@ def _hidden(
         if segment_ids is None:
             segment_ids = jnp.broadcast_to(state.segment_id_B[:, None], tokens_BT.shape)
     outside, _ = _parts(config)
-    x_BTD = outside["embed"].bind(params["embed"])(tokens_BT)
+    x_BTD = placed(outside["embed"].bind(params["embed"])(tokens_BT), "BTD")
     x_BTD, layer_states = _scan_periods(
         config,
         params["periods"],
@@ -272,7 +273,7 @@ def _scan_periods(
             x_BTD, new_states[name] = layer.bind(params[name])(
                 x_BTD, state=state, **options
             )
-        return x_BTD, new_states
+        return placed(x_BTD, "BTD"), new_states
 
     body = _rematerialised(period, config.remat)
     inputs = (params, layer_states)

@@ -53,8 +53,9 @@ def chunked_loss(
     The logits of `chunk` tokens of every row are there at once, forward and backward:
     where a gradient is asked for, each chunk's is computed along with its loss, so that
     nothing is computed twice. None chooses by `default_chunk`. `row_sharding` says over
-    which devices the rows lie in blocks: each then takes its own rows, chunk by chunk,
-    and the gradients of the head are summed over the devices once, at the end.
+    which devices the rows, and the tokens of each, lie in blocks: each then takes its
+    own, chunk by chunk, and the gradients of the head are summed over the devices once,
+    at the end.
     Gradients flow to `params` and `x_BTD` and from the loss alone.
 
     Raises:
@@ -62,10 +63,11 @@ def chunked_loss(
         chunk below 1.
     """
     _check_arguments(x_BTD, targets_BT, weights_BT, chunk)
-    length = targets_BT.shape[1]
+    grid = (1, 1) if row_sharding is None else _grid(row_sharding, targets_BT.shape)
+    length = targets_BT.shape[1] // grid[1]
     if chunk is None:
         vocabulary = jax.eval_shape(head, params, x_BTD).shape[-1]
-        held = len(x_BTD) // _blocks(row_sharding)
+        held = len(x_BTD) // grid[0]
         chunk = default_chunk(rows=held, length=length, vocabulary=vocabulary)
     weights_BT = jax.lax.stop_gradient(weights_BT.astype(jnp.float32))
     mesh = None if row_sharding is None else row_sharding.mesh
@@ -74,35 +76,55 @@ def chunked_loss(
         chunks = [_cut(array, min(chunk, length)) for array in arrays_BT]
         sums: Any = _sum_of_chunks(head, z_loss, mesh, params, *chunks)
         loss, nll_JBC = sums
-        return loss, jnp.moveaxis(nll_JBC, 0, 1).reshape(len(arrays_BT[0]), -1)
+        nll_BT = jnp.moveaxis(nll_JBC, 0, 1).reshape(len(arrays_BT[0]), -1)
+        return loss, nll_BT[:, :length]
 
     arrays = (x_BTD, targets_BT, weights_BT)
     if row_sharding is None:
         loss, nll_BT = loss_of(*arrays)
     else:
-        loss, nll_BT = _over_blocks(loss_of, row_sharding, *arrays)
-    return loss, jax.lax.stop_gradient(nll_BT[:, :length])
+        loss, nll_BT = _over_blocks(loss_of, row_sharding, grid, *arrays)
+    return loss, jax.lax.stop_gradient(nll_BT)
 
 
-def _over_blocks(loss_of, row_sharding, *arrays_BT):
+def _over_blocks(loss_of, row_sharding, grid, *arrays_BT):
     """Returns the sum of the blocks' losses, and all nll_BT: a block is what one device
     holds, and stays there."""
-    axes, blocks = row_sharding.spec[0], _blocks(row_sharding)
-    arrays_XBT = [
-        jax.lax.with_sharding_constraint(
-            array.reshape(blocks, -1, *array.shape[1:]), row_sharding
+    rows, tokens = grid
+    B, T = arrays_BT[0].shape[:2]
+    axes = _axes(row_sharding.spec[0])
+    if tokens > 1:
+        axes += _axes(row_sharding.spec[1])
+    blocks = NamedSharding(row_sharding.mesh, PartitionSpec(axes))
+
+    def cut(array_BT):
+        rest = array_BT.shape[2:]
+        array = array_BT.reshape(rows, B // rows, tokens, T // tokens, *rest)
+        array = jnp.swapaxes(array, 1, 2).reshape(
+            rows * tokens, B // rows, T // tokens, *rest
         )
-        for array in arrays_BT
-    ]
-    losses_X, nll_XBT = jax.vmap(loss_of, spmd_axis_name=axes)(*arrays_XBT)
-    return jnp.sum(losses_X), nll_XBT.reshape(-1, nll_XBT.shape[-1])
+        return jax.lax.with_sharding_constraint(array, blocks)
+
+    losses_X, nll_XBT = jax.vmap(loss_of, spmd_axis_name=axes)(*map(cut, arrays_BT))
+    nll = nll_XBT.reshape(rows, tokens, B // rows, T // tokens)
+    return jnp.sum(losses_X), jnp.swapaxes(nll, 1, 2).reshape(B, T)
 
 
-def _blocks(row_sharding: NamedSharding | None) -> int:
-    """Returns the number of blocks that the rows lie in."""
-    if row_sharding is None:
-        return 1
-    return math.prod(row_sharding.mesh.shape[axis] for axis in row_sharding.spec[0])
+def _grid(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the number of blocks of rows, and of tokens: 1 where they do not divide
+    the tokens."""
+    mesh = sharding.mesh.shape
+    rows, tokens, *_ = (
+        math.prod(mesh[axis] for axis in _axes(axes)) for axes in (*sharding.spec, None)
+    )
+    return rows, 1 if shape[1] % tokens else tokens
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the axes of one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def default_chunk(*, rows: int, length: int, vocabulary: int) -> int:

@@ -134,7 +134,7 @@ def _taken_from_data(
     """An axis twice as long and more, at the cost of data or else of fsdp."""
     mesh = mesh_shape(config.mesh, devices=cluster.devices)
     factor = 2
-    while axis in mesh and factor * mesh[axis] <= cluster.gpus_per_node:
+    while factor * mesh[axis] <= cluster.gpus_per_node:
         sizes = {axis: factor * mesh[axis]}
         if mesh["data"] % factor:
             if mesh["fsdp"] % factor:

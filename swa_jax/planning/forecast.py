@@ -136,7 +136,7 @@ def _logits(config: RunConfig, mesh: dict[str, int]) -> float:
     """The numbers of a chunk's logits on a device, all copies."""
     rows = config.batch.rows // config.batch.accumulation
     held = max(1, rows // (mesh["data"] * mesh["fsdp"]))
-    length = math.ceil(config.data.seq_len / mesh.get("context", 1))
+    length = math.ceil(config.data.seq_len / mesh["context"])
     vocabulary = config.model.vocab_size
     chunk = config.loss.chunk or default_chunk(
         rows=held, length=length, vocabulary=vocabulary
@@ -171,17 +171,14 @@ def _collectives(
         one("all-reduce", "tensor", stream, 2 * layers * passes, False),
         one("all-reduce", "data", 2 * weights // mesh["fsdp"], 1, False),
     ]
-    if "context" in mesh:
-        # A piece hands on what a sequence carries from token to token.
-        cost = account(
-            model, seq_len=config.data.seq_len, window=config.windows.largest
-        )
-        states = cost.state_bytes // (model.layers * sizes.tensor)
-        gradients = weights // (mesh["fsdp"] * model.layers)
-        found += [
-            one("collective-permute", "context", states, layers * passes, False),
-            one("all-reduce", "context", gradients, layers, False),
-        ]
+    # A piece of a row hands on what a sequence carries from token to token.
+    cost = account(model, seq_len=config.data.seq_len, window=config.windows.largest)
+    states = cost.state_bytes // (model.layers * sizes.tensor)
+    gradients = weights // (mesh["fsdp"] * model.layers)
+    found += [
+        one("collective-permute", "context", states, layers * passes, False),
+        one("all-reduce", "context", gradients, layers, False),
+    ]
     return [collective for collective in found if collective.group > 1]
 
 

@@ -62,7 +62,7 @@ def plan_of(request: Request, assumed: Assumptions, program: StepProgram, /) -> 
 
 
 def check_request(request: Request, /) -> None:
-    """Raises ValueError where mesh, rows and tokens do not fit each other."""
+    """Raises ValueError where cluster, mesh and rows do not fit each other."""
     config = request.config
     mesh = mesh_shape(config.mesh, devices=request.cluster.devices)
     pieces = mesh["data"] * mesh["fsdp"] * config.batch.accumulation
@@ -71,12 +71,6 @@ def check_request(request: Request, /) -> None:
             f"the rows of a step must be a multiple of data * fsdp * accumulation = "
             f"{mesh['data']} * {mesh['fsdp']} * {config.batch.accumulation} = {pieces},"
             f" got --rows {config.batch.rows}; give other rows or another mesh"
-        )
-    context = mesh.get("context", 1)
-    if config.data.seq_len % context:
-        raise ValueError(
-            "the tokens of a row must be a multiple of context, got --seq-len "
-            f"{config.data.seq_len} --context {context}"
         )
 
 

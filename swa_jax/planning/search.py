@@ -104,11 +104,11 @@ def candidates(request: Request, assumed: Assumptions, /) -> Iterator[Candidate]
     """Yields every configuration that the cluster could run, with its closed form."""
     cluster = request.cluster
     for mesh in meshes(cluster):
+        length, context = request.config.data.seq_len, mesh.context
+        if context > 1 and (length % context or length < SHORTEST * context):
+            continue
         config = replace(request.config, mesh=mesh)
         if not tensor_divides(config):
-            continue
-        context = getattr(mesh, "context", 1)
-        if context > 1 and config.data.seq_len < SHORTEST * context:
             continue
         for remat in ("none", "dots", "full"):
             model = replace(config.model, remat=remat)

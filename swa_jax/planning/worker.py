@@ -39,10 +39,9 @@ from swa_jax.planning.traffic import traffic_of
 from swa_jax.training.config import RunConfig
 from swa_jax.training.memory import bytes_per_device, step_memory
 from swa_jax.training.optimizer import make_optimizer
-from swa_jax.training.program import BATCH_ARRAYS, step_options
+from swa_jax.training.program import abstract_batch, step_options
 from swa_jax.training.sharding import (
     abstract_state,
-    batch_sharding,
     check_rows,
     jit_train_step,
     make_mesh,
@@ -110,7 +109,7 @@ def compile_on(
     begin = time.monotonic()
     with compiling_for(platform), lowering_for(mesh):
         step = jit_train_step(model, optimizer, state, options)
-        lowered = step.trace(state, *abstract_inputs(config, mesh)).lower()
+        lowered = step.trace(state, *_inputs(config, mesh)).lower()
     traced = time.monotonic()
     compiled = lowered.compile()
     done = time.monotonic()
@@ -134,19 +133,14 @@ def compile_on(
     )
 
 
-def abstract_inputs(config: RunConfig, mesh: Mesh, /) -> tuple[Any, Any, Any]:
-    """Returns batch, window and bytes of the tokens as shapes, types and shardings."""
-    rows, length = config.batch.rows, config.data.seq_len
+def _inputs(config: RunConfig, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """Batch, window and bytes of the tokens as shapes, types and shardings."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    by_rows = batch_sharding(mesh)
-
-    def integers(shape: tuple[int, ...], sharding: NamedSharding):
-        return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-
-    batch = {name: integers((rows, length), by_rows) for name in BATCH_ARRAYS}
-    batch["sources"] = integers((rows,), by_rows)
-    vocabulary = (config.model.vocab_size,)
-    return batch, integers((), everywhere), integers(vocabulary, everywhere)
+    window, token_bytes_V = (
+        jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere)
+        for shape in ((), (config.model.vocab_size,))
+    )
+    return abstract_batch(config, mesh, rows=config.batch.rows), window, token_bytes_V
 
 
 def kernel_calls(module: Module, /) -> dict[str, int]:

@@ -59,9 +59,12 @@ class MeshConfig:
     rows."""
     tensor: int = 1
     """Pieces that heads, feed-forward width and vocabulary are cut into."""
+    context: int = 1
+    """Pieces that the tokens of a row are cut into, for rows too long for one device:
+    windows exchange their edges, recurrences their states, full attention its keys."""
 
     def __post_init__(self):
-        check_at_least(self, 1, "fsdp", "tensor")
+        check_at_least(self, 1, "fsdp", "tensor", "context")
         if self.data is not None:
             check_at_least(self, 1, "data")
 
@@ -139,6 +142,12 @@ class RunConfig:
                 "RunConfig: the tokenizer may have at most as many pieces as the model "
                 f"has ids, got data.vocab_size={self.data.vocab_size}, "
                 f"model.vocab_size={self.model.vocab_size}"
+            )
+        if self.data.seq_len % self.mesh.context:
+            raise ValueError(
+                "RunConfig: data.seq_len must be a multiple of mesh.context, pieces "
+                f"of a row, got data.seq_len={self.data.seq_len}, "
+                f"mesh.context={self.mesh.context}"
             )
         profiled = self.runtime.profile_steps
         if profiled is not None and profiled[1] > self.steps:

@@ -33,6 +33,7 @@ from swa_jax.training.sharding import (
     check_rows,
     jit_train_step,
     make_mesh,
+    on_mesh,
     sharded_initial_state,
 )
 from swa_jax.training.step import Batch, StepOptions, TrainState
@@ -74,7 +75,9 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
         pieces = accumulation_at(config.batch, rows=rows)
         name = "batch.rows" if rows == config.batch.rows else "batch.ramp_from"
         check_rows(mesh, rows=rows, accumulation=pieces, name=name)
-    model = language_model(config.model)
+    model = on_mesh(
+        language_model(config.model), mesh, largest_window=config.windows.largest
+    )
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(model, optimizer, mesh)
     available = device_memory(mesh.devices.flat[0])
@@ -106,6 +109,7 @@ def step_options(config: RunConfig, /, *, rows: int, sources: int) -> StepOption
         loss=config.loss,
         guard=config.guard,
         sources=sources,
+        largest_window=config.windows.largest,
     )
 
 
@@ -121,9 +125,11 @@ def statistics_of_a_row(
     )
 
 
-def abstract_batch(program: Program, rows: int, /) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: RunConfig, mesh: Mesh, /, *, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of so many rows as shapes, types and shardings."""
-    length, sharding = program.config.data.seq_len, batch_sharding(program.mesh)
+    length, sharding = config.data.seq_len, batch_sharding(mesh)
     shapes = dict.fromkeys(BATCH_ARRAYS, (rows, length)) | {"sources": (rows,)}
     return {
         name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -143,7 +149,8 @@ def compile_step(
     """
     config, device = program.config, program.mesh.devices.flat[0]
     available = device_memory(device)
-    batch, window = abstract_batch(program, rows), jax.ShapeDtypeStruct((), np.int32)
+    batch = abstract_batch(config, program.mesh, rows=rows)
+    window = jax.ShapeDtypeStruct((), np.int32)
 
     def compiled() -> CompiledStep:
         state, begin = program.abstract, time.monotonic()

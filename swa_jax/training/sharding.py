@@ -1,13 +1,14 @@
 """Where arrays live: a mesh, one table from parameter paths to axes, the jitted step.
 
 The axes of the mesh: "data" holds copies of the parameters, "fsdp" cuts parameters and
-optimizer state, "tensor" cuts heads, feed-forward width and vocabulary. Rows of a batch
-lie over data and fsdp.
+optimizer state, "context" cuts the tokens of a row, "tensor" cuts heads, feed-forward
+width and vocabulary. Rows of a batch lie over data and fsdp; they arrive whole, and the
+model cuts their tokens.
 """
 
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels.sharded import Layout, laid_out
 from swa_jax.models.language_model import Model
 from swa_jax.training.config import MeshConfig
 from swa_jax.training.optimizer import Optimizer
 from swa_jax.training.step import StepOptions, TrainState, initial_state, train_step
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")  # neighbours last
 BATCH_SPEC = P(("data", "fsdp"))
 REPLICATED = P()
 
@@ -59,22 +61,42 @@ PARAMETER_SPECS: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(config: MeshConfig, /, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of the first data * fsdp * tensor of the devices (None: all there are).
+    """The mesh of the first data * fsdp * context * tensor of the devices (None: all).
 
     Raises ValueError where the devices are too few or, with `data=None`, no multiple of
-    fsdp * tensor.
+    fsdp * context * tensor.
     """
     devices = jax.devices() if devices is None else devices
-    pieces = config.fsdp * config.tensor
+    pieces = config.fsdp * config.context * config.tensor
     data = len(devices) // pieces if config.data is None else config.data
     wanted = data * pieces
     if wanted > len(devices) or (config.data is None and wanted != len(devices)):
         raise ValueError(
             f"a mesh of {config} does not fit on {len(devices)} devices: data * fsdp * "
-            "tensor must be their number (or less, with data given)"
+            "context * tensor must be their number (or less, with data given)"
         )
-    grid = np.array(devices[:wanted]).reshape(data, config.fsdp, config.tensor)
+    shape = (data, config.fsdp, config.context, config.tensor)
+    grid = np.array(devices[:wanted]).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_mesh(model: Model, mesh: Mesh, /, *, largest_window: int | None = None) -> Model:
+    """The model whose operations run on the shards of a mesh, each on its own.
+
+    `largest_window`: tokens, the most that a traced window may have where the tokens of
+    a row are cut. The parameters and the batch stay where they are.
+    """
+    layout = Layout(mesh, largest_window=largest_window)
+
+    def laid(function: Callable[..., Any]) -> Any:
+        @wraps(function)
+        def on_shards(*arguments: Any, **options: Any) -> Any:
+            with laid_out(layout):
+                return function(*arguments, **options)
+
+        return on_shards
+
+    return model._replace(hidden=laid(model.hidden), statistics=laid(model.statistics))
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, /) -> P:
@@ -201,7 +223,8 @@ def jit_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     mesh = shardings.step.mesh
     everywhere = NamedSharding(mesh, REPLICATED)
-    options = (options or StepOptions())._replace(row_sharding=batch_sharding(mesh))
+    options = (options or StepOptions())._replace(row_sharding=token_sharding(mesh))
+    model = on_mesh(model, mesh, largest_window=options.largest_window)
     step = partial(train_step, model=model, optimizer=optimizer, options=options)
     return jax.jit(
         step,
@@ -214,3 +237,9 @@ def jit_train_step(
 def batch_sharding(mesh: Mesh, /) -> NamedSharding:
     """Rows in blocks over data and fsdp, whole rows on each device."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+def token_sharding(mesh: Mesh, /) -> NamedSharding:
+    """Rows in blocks over data and fsdp, their tokens over context: as a model has
+    them."""
+    return NamedSharding(mesh, P(*BATCH_SPEC, "context"))

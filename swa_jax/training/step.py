@@ -42,6 +42,7 @@ class StepOptions(NamedTuple):
     guard: GuardConfig = GuardConfig()
     sources: int = 1  # sources that the rows of a batch may come from
     row_sharding: NamedSharding | None = None  # blocks of rows over devices
+    largest_window: int | None = None  # tokens; needed where rows are cut
 
 
 class StepMetrics(NamedTuple):

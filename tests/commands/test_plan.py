@@ -67,6 +67,7 @@ def test_assumptions_and_environment_are_read():
         (["--nodes", "0"], "nodes must be an integer >= 1"),
         (["--nodes", "99999"], "at most 16384 GPUs"),
         (["--fsdp", "3"], "the cluster has 8 GPUs"),
+        (["--context", "3"], "data.seq_len must be a multiple of mesh.context"),
         (["--fsdp", "8", "--rows", "12"], "must be a multiple of data * fsdp"),
         (["--remat", "some"], "--remat: wanted"),
         (["--search", "--limit", "0"], "--limit must be at least 1"),
@@ -87,7 +88,7 @@ def test_bad_input_is_one_line_and_2(words, message, capsys, compiled):
 def test_a_plan_is_printed(capsys, compiled):
     assert main(["plan", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "swa-nano on 2 x 4 NVIDIA H200: data 1, fsdp 8, tensor 1" in out
+    assert "swa-nano on 2 x 4 NVIDIA H200: data 1, fsdp 8, context 1, tensor 1" in out
     for words in ("optimizer state", "all-gather", "tokens/s", "It fits", "Assumed"):
         assert words in out
     assert len(compiled) == 1

@@ -11,12 +11,8 @@ from swa_jax.planning import compilation
 from swa_jax.planning import plan as planning
 from swa_jax.planning.forecast import forecast
 from swa_jax.planning.plan import check_request
-from swa_jax.training.sharding import AXES
 
 QUICK = GRIDS["quick"]
-CELLS = cells(GRIDS["h200"])
-if "context" not in AXES:
-    CELLS = [cell for cell in CELLS if cell.context == 1]
 
 
 @pytest.fixture
@@ -36,7 +32,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", cells(GRIDS["h200"]), ids=str)
 def test_every_cell_is_a_request_that_uses_its_gpus(cell):
     request = request_of(cell)
     check_request(request)

@@ -50,7 +50,7 @@ def step_program(
 ) -> StepProgram:
     """A step that sends these collectives and holds so many bytes."""
     return StepProgram(
-        mesh={"data": 1, "fsdp": 8, "tensor": 1},
+        mesh={"data": 1, "fsdp": 8, "context": 1, "tensor": 1},
         parameters=1000,
         optimizer=2000,
         memory=StepMemory(3100, temporaries, 3000, 3000),

@@ -201,7 +201,7 @@ def test_a_transfer_hides_behind_products_between_its_start_and_its_end(
 ):
     groups = "replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}" + attributes
     text = STARTED.replace("GROUPS", groups).replace("WORK", work)
-    layout = Layout({"data": 1, "fsdp": 4, "tensor": 1}, 2)
+    layout = Layout({"data": 1, "fsdp": 4, "context": 1, "tensor": 1}, 2)
     [found] = collectives_of(read_module(text), layout)
     whole = 32 * 32 * 2
     assert found == Collective(

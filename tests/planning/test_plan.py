@@ -89,6 +89,7 @@ def test_every_advice_is_a_request_that_can_be_planned():
             config.mesh,
             fsdp=int(flags.get("--fsdp", config.mesh.fsdp)),
             tensor=int(flags.get("--tensor", config.mesh.tensor)),
+            context=int(flags.get("--context", config.mesh.context)),
         )
         pieces = int(flags.get("--accumulation", 1))
         other = dataclasses.replace(
@@ -98,8 +99,7 @@ def test_every_advice_is_a_request_that_can_be_planned():
         )
         nodes = int(flags.get("--nodes", TWO_OF_EIGHT.nodes))
         cluster = dataclasses.replace(TWO_OF_EIGHT, nodes=nodes)
-        if "--context" not in flags:
-            check_request(Request(other, cluster))
+        check_request(Request(other, cluster))
 
 
 def test_the_page_has_memory_collectives_time_and_assumptions():
@@ -114,7 +114,7 @@ def test_the_page_has_memory_collectives_time_and_assumptions():
         "MFU",
         "60% of",
         "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9",
-        "2 x 4 NVIDIA H200: data 1, fsdp 8, tensor 1",
+        "2 x 4 NVIDIA H200: data 1, fsdp 8, context 1, tensor 1",
     ):
         assert words in printed
 
@@ -137,6 +137,7 @@ def test_json_has_every_number_once_more():
         ({}, 8, (8, 1, 1)),
         ({"fsdp": 4}, 8, (2, 4, 1)),
         ({"fsdp": 2, "tensor": 4}, 8, (1, 2, 4)),
+        ({"context": 4}, 8, (2, 1, 1)),
         ({"data": 2, "fsdp": 4}, 8, (2, 4, 1)),
     ],
 )

@@ -115,6 +115,7 @@ def repeated_three_steps(model, config, *, accumulation):
         LossConfig(chunk=6, z_loss=1e-3),
         GuardConfig(nonfinite="skip", spike="skip"),
         sources=2,
+        largest_window=16,
     )
     step = jit_train_step(model, optimizer, abstract, options)
     while True:

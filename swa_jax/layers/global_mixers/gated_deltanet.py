@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.gated_delta_rule import gated_delta_rule
 from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.sharded import gated_delta_rule
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.global_mixers.mamba2 import DECAY_RANGE, step_bias
 from swa_jax.layers.initialization import input_std

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels.gated_linear_attention import gated_linear_attention
 from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.sharded import gated_linear_attention
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.linear import LowRank
 from swa_jax.layers.normalization import RMSNorm

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels.linear_attention import LinearAttentionState, linear_attention
+from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.sharded import linear_attention
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.normalization import RMSNorm
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.linear_attention import LinearAttentionState, linear_attention
+from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.sharded import linear_attention
 from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import Linear

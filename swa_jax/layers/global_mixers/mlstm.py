@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pallas_kernels.mlstm import MLSTMState, mlstm
+from pallas_kernels.mlstm import MLSTMState
+from pallas_kernels.sharded import mlstm
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.linear import Linear
 from swa_jax.layers.normalization import HeadNorm

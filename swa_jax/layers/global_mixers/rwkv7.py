@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels.linear_attention import LinearAttentionState
-from pallas_kernels.wkv7 import wkv7
+from pallas_kernels.sharded import wkv7
 from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import LowRank
