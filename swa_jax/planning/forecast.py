@@ -33,6 +33,7 @@ _CHUNK = 64  # tokens between the states that a recurrent kernel keeps
 # rematerialisation, and beside them of the period that it is at.
 _KEPT = {"none": 2.8, "dots": 0.66, "full": 0.0}
 _PRESENT = 1.1
+_STREAM = 10  # copies of a layer's residual stream there, which tensor does not cut
 _PASSES = {"none": 2, "dots": 3, "full": 3}  # over the parameters, in a microbatch
 _LOGITS = 3  # copies of the logits of a chunk
 _HEADS = 2  # copies of the gradient of the head, which is summed chunk by chunk
@@ -122,7 +123,8 @@ def _temporaries(
     model, (tokens, tensor, width, memory, number) = config.model, sizes
     layer = (width + memory) / tensor
     kept = model.layers * _KEPT[model.remat] * layer + model.periods * model.d_model
-    present = _PRESENT * len(model.pattern) * layer
+    uncut = _STREAM * model.d_model * (1 - 1 / tensor)
+    present = len(model.pattern) * (_PRESENT * layer + uncut)
     period = len(model.pattern) * width * model.d_model / tensor  # its parameters
     backward = number * (tokens * present + 2 * period) + gradients
     head = model.vocab_size * model.d_model / tensor

@@ -7,6 +7,7 @@ import pytest
 from swa_jax.models.accounting import parameter_count
 from swa_jax.planning.cluster import ClusterConfig
 from swa_jax.planning.forecast import forecast
+from swa_jax.training.config import MeshConfig
 from tests.planning.steps import run_of
 
 ONE = ClusterConfig(target="h200", nodes=1, gpus_per_node=1)
@@ -16,6 +17,12 @@ XLA = [
     ("swax-1.4b", 1, "full", 10_225_748_536),
     ("swax-1.4b", 1, "dots", 24_832_140_088),
     ("swax-410m", 4, "none", 33_731_607_488),
+]
+# The same on several nodes or axes: GPUs, mesh, rows, tokens of a row.
+XLA_MESHES = [
+    ("swax-7b", 64, {"fsdp": 16, "tensor": 4}, 128, 16_384, 42.5e9),
+    ("swax-1.4b", 64, {"fsdp": 8}, 64, 16_384, 7.3e9),
+    ("swax-1.4b", 8, {"fsdp": 2, "context": 4}, 2, 65_536, 8.5e9),
 ]
 
 
@@ -29,6 +36,20 @@ def run(preset, rows, remat, **mesh):
 def test_the_closed_form_is_near_xlas_plan(preset, rows, remat, planned):
     guessed = forecast(run(preset, rows, remat), ONE).memory.temporaries
     assert guessed == pytest.approx(planned, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus", "mesh", "rows", "tokens", "planned"), XLA_MESHES
+)
+def test_the_closed_form_is_near_xlas_plan_on_meshes(
+    preset, gpus, mesh, rows, tokens, planned
+):
+    config = run(preset, rows, "full")
+    data = dataclasses.replace(config.data, seq_len=tokens)
+    config = dataclasses.replace(config, data=data, mesh=MeshConfig(**mesh))
+    cluster = ClusterConfig(target="h200", nodes=gpus // 8)
+    guessed = forecast(config, cluster).memory.temporaries
+    assert guessed == pytest.approx(planned, rel=0.25)
 
 
 @pytest.mark.parametrize("preset", ["swax-1.4b", "transformer-7b", "xlstm-160m"])
