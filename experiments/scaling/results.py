@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.kernel_speed.gpu.origin import source_digest
 from experiments.kernel_speed.provenance import provenance
 from swa_jax.configuration import from_dict, to_dict
 from swa_jax.planning.plan import Plan
@@ -14,7 +15,10 @@ from swa_jax.planning.report import received_bytes
 from .config import Cell
 
 # What all cells of one page must share.
-SHARED = ("device", "jax", "jaxlib")
+SHARED = ("source", "device", "jax", "jaxlib")
+# What a compiled step depends on.
+ROOMS = ("layers", "models", "training", "planning")
+SOURCES = ("pallas_kernels", *(f"swa_jax/{room}" for room in ROOMS))
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def origin(arguments: list[str], /) -> dict[str, Any]:
         device_kind="NVIDIA H200, compiled for", arguments=arguments, seed=0
     )
     command = ["python", "-m", "experiments.scaling", *arguments]
-    return found | {"command": " ".join(command)}
+    source = source_digest(sources=SOURCES)
+    return found | {"command": " ".join(command), "source": source}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
