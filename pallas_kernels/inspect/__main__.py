@@ -10,9 +10,9 @@ import importlib.util
 import pkgutil
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pallas_kernels
@@ -92,22 +92,38 @@ def inspect(
 ) -> Iterator[Row]:
     """Yields a row per kernel of each case, and one of a case that comes to no kernel.
 
-    Equal kernels are compiled once.
+    Equal kernels are compiled once. The next cases are lowered meanwhile, so that
+    every job has a kernel to compile.
     """
-    known: dict[tuple, Measurement] = {}
+    measurements: dict[tuple, Future[Measurement]] = {}
+    waiting: deque[list[tuple[Row, Future[Measurement] | None]]] = deque()
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
         for case in cases:
             calls, failure = _lowered(case, tools)
+            rows: list[tuple[Row, Future[Measurement] | None]] = []
             if failure is not None:
-                yield Row(case.name, "", (), 0, 0, Measurement(failure=failure))
-            calls = [call for call in calls if only in _title(case, call)]
-            new = {_key(call): call for call in calls if _key(call) not in known}
-            measurements = pool.map(partial(_measured, case, tools, keep), new.values())
-            known |= dict(zip(new, measurements, strict=True))
+                refusal = Measurement(failure=failure)
+                rows.append((Row(case.name, "", (), 0, 0, refusal), None))
             for call in calls:
-                yield _row(case, call, known[_key(call)])
+                if only not in _title(case, call):
+                    continue
+                if (key := _key(call)) not in measurements:
+                    task = pool.submit(_measured, case, tools, keep, call)
+                    measurements[key] = task
+                rows.append((_row(case, call), measurements[key]))
+            waiting.append(rows)
+            if len(waiting) > 2 * jobs:
+                yield from _finished(waiting.popleft())
+        for rows in waiting:
+            yield from _finished(rows)
+
+
+def _finished(rows):
+    """Yields the rows of a case with their measurements, once they are made."""
+    for row, task in rows:
+        yield row if task is None else row._replace(measurement=task.result())
 
 
 def _lowered(case, tools):
@@ -136,12 +152,12 @@ def _key(call: Call) -> tuple:
     return call.kernel.code, call.kernel.warps, call.kernel.stages
 
 
-def _row(case, call, measurement):
-    """Returns the row of a kernel."""
+def _row(case, call):
+    """Returns the row of a kernel that is yet to be measured."""
     kernel = call.kernel
     products = tuple(products_in(kernel))
     return Row(
-        case.name, kernel.name, products, kernel.warps, kernel.stages, measurement
+        case.name, kernel.name, products, kernel.warps, kernel.stages, Measurement()
     )
 
 

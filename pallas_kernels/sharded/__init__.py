@@ -6,6 +6,7 @@ from pallas_kernels.sharded.layout import (
     heads_are_cut,
     laid_out,
     placed,
+    tokens_are_cut,
 )
 from pallas_kernels.sharded.operations import (
     gated_delta_rule,
@@ -31,5 +32,6 @@ __all__ = [
     "mlstm",
     "placed",
     "short_conv",
+    "tokens_are_cut",
     "wkv7",
 ]

@@ -88,6 +88,12 @@ def heads_are_cut() -> bool:
     return layout is not None and layout.shards(layout.heads) > 1
 
 
+def tokens_are_cut() -> bool:
+    """Returns whether the tokens of a row lie on several devices."""
+    layout = current_layout()
+    return layout is not None and layout.shards(layout.sequence) > 1
+
+
 def on_shards(
     operation: Callable[..., Any],
     over: Callable[..., Any] | None,

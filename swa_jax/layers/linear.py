@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pallas_kernels.sharded import tokens_are_cut
 from swa_jax.layers.initialization import input_std
 
 
@@ -84,11 +85,13 @@ def product(
 
     A float32 product is exact to float32 on every device (accelerators would otherwise
     round its inputs). The leading axes are merged into rows: on a CPU the gradient of W
-    over two axes at once takes two and a half times as long.
+    over two axes at once takes two and a half times as long. Tokens that are cut over
+    devices would be gathered to be merged, so they are not.
     """
     exact = x.dtype == jnp.float32
+    rows = x if tokens_are_cut() else x.reshape(-1, x.shape[-1])
     return jnp.matmul(
-        x.reshape(-1, x.shape[-1]),
+        rows,
         kernel,
         precision=jax.lax.Precision.HIGHEST if exact else None,
         preferred_element_type=dtype,

@@ -73,7 +73,11 @@ def run(a, *, ids=None, state: Any = None, implementation=None, **options) -> An
         )
 
 
-@partial(jax.jit, static_argnames=("scale", "implementation"))
+jitted = partial(jax.jit, static_argnames=("scale", "implementation"))
+run_jitted = jitted(run)
+
+
+@jitted
 def value_and_gradients(a, /, *, ids=None, **options):
     """Returns out, the memory and the gradients of a random projection of both."""
 
@@ -214,10 +218,10 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     del a["s"]
     lengths = [20, 77, 53]
     ids = np.repeat(np.arange(3, dtype=np.int32), lengths)[None].repeat(2, 0)
-    packed, last = run(a, ids=ids, implementation=implementation)
+    packed, last = run_jitted(a, ids=ids, implementation=implementation)
     for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
         part = {n: x[:, start : start + length] for n, x in a.items()}
-        alone, state = run(part, implementation=implementation)
+        alone, state = run_jitted(part, implementation=implementation)
         assert_near(packed[:, start : start + length], alone, dtype="float32")
     assert_near(last.s_BNHP, state.s_BNHP, dtype="float32")
 
@@ -228,13 +232,13 @@ def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     a = arrays(7, T=150)
     del a["s"]
     ids = segments(7, a)
-    whole, last = run(a, ids=ids, implementation=implementation)
+    whole, last = run_jitted(a, ids=ids, implementation=implementation)
     state: Any = None
     pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 150), strict=True):
         part = {n: x[:, start:stop] for n, x in a.items()}
         options = {"ids": ids[:, start:stop], "implementation": implementation}
-        piece, state = run(part, state=state, **options)
+        piece, state = run_jitted(part, state=state, **options)
         pieces.append(piece)
     assert_near(jnp.concatenate(pieces, axis=1), whole, dtype="float32")
     assert_near(state.s_BNHP, last.s_BNHP, dtype="float32")
@@ -248,11 +252,10 @@ def test_one_decay_for_all_channels_is_linear_attention(implementation):
     ids = segments(8, a)
     state = LinearAttentionState(a["s"], jnp.zeros(2, jnp.int32))
     tokens = (a["q"], a["k"], a["v"], decay_BTN)
-    out, last = linear_attention(
-        *tokens, state=state, segment_ids=ids, implementation="reference"
-    )
+    reference = jax.jit(partial(linear_attention, implementation="reference"))
+    out, last = reference(*tokens, state=state, segment_ids=ids)
     a["decay"] = jnp.broadcast_to(decay_BTN[..., None], a["decay"].shape)
-    found, state = run(a, ids=ids, implementation=implementation)
+    found, state = run_jitted(a, ids=ids, implementation=implementation)
     assert_near((found, state.s_BNHP), (out, last.s_BNHP), dtype="float32")
 
 

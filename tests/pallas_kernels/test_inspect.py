@@ -1,6 +1,7 @@
 """What the inspection reads from ptxas and from XLA, and what it says of it."""
 
 import json
+import threading
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from pallas_kernels.inspect import __main__ as program
 from pallas_kernels.inspect.case import Case
 from pallas_kernels.inspect.compilation import (
+    Call,
     Measurement,
     launched_shared_memory,
     refused,
@@ -28,7 +30,7 @@ from pallas_kernels.inspect.targets import (
     blocks_per_processor,
     xla_description,
 )
-from pallas_kernels.inspect.triton_ir import Product
+from pallas_kernels.inspect.triton_ir import Kernel, Product
 
 H200 = TARGETS["h200"]
 TOOLS: Any = None  # of cases that come to no kernel, which is to compile
@@ -225,6 +227,38 @@ def test_a_case_that_comes_to_no_kernel_fails(capsys, function, words):
     rows = list(program.inspect([case], TOOLS))
     assert program.conclude(rows, H200) == 1
     assert f"a kernel (odd) is not compiled: {words}" in capsys.readouterr().err
+
+
+def test_kernels_compile_once_and_while_the_next_case_is_lowered(monkeypatch):
+    later_is_lowered, compiled = threading.Event(), []
+
+    def lowered(case, _):
+        if case.name == "later":
+            later_is_lowered.set()
+        names = {"first": ["read", "write"], "later": ["write", "again"]}[case.name]
+        kernels = [
+            Kernel(name, (1, 1, 1), 4, 1, (), 1, name.encode()) for name in names
+        ]
+        lowered: Any = None
+        return [Call(kernel, lowered) for kernel in kernels], None
+
+    def measured(case, _tools, _keep, call):
+        assert later_is_lowered.wait(60), "lowering waits for the compiler"
+        compiled.append(call.kernel.name)
+        return Measurement(registers=len(compiled))
+
+    monkeypatch.setattr(program, "_lowered", lowered)
+    monkeypatch.setattr(program, "_measured", measured)
+    monkeypatch.setattr(program, "products_in", lambda kernel: [])
+    cases = [Case(name, jnp.sin, ()) for name in ("first", "later")]
+    rows = list(program.inspect(cases, TOOLS))
+    assert compiled == ["read", "write", "again"]
+    assert [(row.case, row.kernel, row.measurement.registers) for row in rows] == [
+        ("first", "read", 1),
+        ("first", "write", 2),
+        ("later", "write", 2),
+        ("later", "again", 3),
+    ]
 
 
 def test_without_the_cuda_plugin_one_line_says_what_to_install(monkeypatch, capsys):

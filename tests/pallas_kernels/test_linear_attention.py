@@ -50,12 +50,12 @@ def segments(seed, a, /, *, count=4):
     return np.sort(ids, axis=1).astype(np.int32)
 
 
-def run(a, *, ids=None, implementation=None, **options) -> Any:
+def run(a, *, ids=None, state: Any = None, implementation=None, **options) -> Any:
     """Returns (out, last state) of the dict of arrays; Triton kernels are interpreted.
 
-    Without "write" every token is written in full, without "s" the memory is empty.
+    Without "write" every token is written in full, without "s" or a state the memory
+    is empty.
     """
-    state = None
     if "s" in a:
         state = LinearAttentionState(a["s"], np.zeros(a["s"].shape[0], np.int32))
     named = implementation == "triton"
@@ -70,7 +70,11 @@ def run(a, *, ids=None, implementation=None, **options) -> Any:
         )
 
 
-@partial(jax.jit, static_argnames=("scale", "implementation", "precision"))
+jitted = partial(jax.jit, static_argnames=("scale", "implementation", "precision"))
+run_jitted = jitted(run)
+
+
+@jitted
 def value_and_gradients(a, /, *, ids=None, **options):
     """Returns out, the memory and the gradients of a random projection of both."""
 
@@ -176,10 +180,10 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     del a["s"]
     lengths = [20, 77, 53]
     ids = np.repeat(np.arange(3, dtype=np.int32), lengths)[None].repeat(2, 0)
-    packed, last = run(a, ids=ids, implementation=implementation)
+    packed, last = run_jitted(a, ids=ids, implementation=implementation)
     for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
         part = {n: x[:, start : start + length] for n, x in a.items()}
-        alone, state = run(part, implementation=implementation)
+        alone, state = run_jitted(part, implementation=implementation)
         assert_near(packed[:, start : start + length], alone, dtype="float32")
     assert_near(last.s_BNHP, state.s_BNHP, dtype="float32")
 
@@ -190,20 +194,13 @@ def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     a = arrays(4, T=150, G=2)
     del a["s"]
     ids = segments(4, a)
-    whole, last = run(a, ids=ids, implementation=implementation)
+    whole, last = run_jitted(a, ids=ids, implementation=implementation)
     state: Any = None
     pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 150), strict=True):
         part = {n: x[:, start:stop] for n, x in a.items()}
-        named = implementation == "triton"
-        with backend.interpreted() if named else contextlib.nullcontext():
-            piece, state = linear_attention(
-                *(part[name] for name in TOKENS),
-                log_write=part["write"],
-                state=state,
-                segment_ids=ids[:, start:stop],
-                implementation=implementation,
-            )
+        options = {"ids": ids[:, start:stop], "implementation": implementation}
+        piece, state = run_jitted(part, state=state, **options)
         pieces.append(piece)
     assert_near(jnp.concatenate(pieces, axis=1), whole, dtype="float32")
     assert_near(state.s_BNHP, last.s_BNHP, dtype="float32")
@@ -277,7 +274,7 @@ def in_float64(a, /, **options):
         a = {n: jnp.asarray(x, "float64") for n, x in a.items()}
         for implementation in IMPLEMENTATIONS:
             if implementation != "triton":
-                out, state = run(a, implementation=implementation, **options)
+                out, state = run_jitted(a, implementation=implementation, **options)
                 yield np.asarray(out), np.asarray(state.s_BNHP)
 
 
@@ -334,10 +331,11 @@ def test_equals_the_mlstm_with_sigmoid_gates_and_no_normaliser(implementation):
     q, k, v = (jnp.asarray(a[name], "float32") for name in "qkv")
     rng = np.random.default_rng(12)
     i, f = jnp.asarray(rng.normal(size=(2, 2, 100, 2)), "float32")
-    h, state = mlstm(q, k, v, i, f, gate="sigmoid", normalize=False)
+    options = {"gate": "sigmoid", "normalize": False}
+    h, state = jax.jit(partial(mlstm, **options))(q, k, v, i, f)
     log_f, log_i = jax.nn.log_sigmoid(f), jax.nn.log_sigmoid(i)
     tokens = {"q": q, "k": k, "v": v, "decay": log_f, "write": log_i}
-    out, last = run(tokens, implementation=implementation)
+    out, last = run_jitted(tokens, implementation=implementation)
     assert_near((out, last.s_BNHP), (h, state.c_BNHP), dtype="float32")
 
 

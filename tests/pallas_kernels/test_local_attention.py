@@ -72,7 +72,11 @@ def attend(
     )
 
 
-@partial(jax.jit, static_argnames=("softcap", "sinks", "precision", "implementation"))
+STATIC = ("softcap", "sinks", "precision", "implementation")
+attend_jitted = jax.jit(attend, static_argnames=("window", *STATIC))
+
+
+@partial(jax.jit, static_argnames=STATIC)
 def value_and_gradients(a, /, *, window, **options):
     """Returns the output and the gradients of a fixed random projection of it."""
     ids = {name: a[name] for name in a if name == "ids"}
@@ -175,7 +179,8 @@ def test_any_shape_is_exact(
 def test_the_jacobian_has_exactly_the_window_as_support(implementation, window):
     a = arrays(1, B=1, T=130, N=1, K=1, H=2)
     attend_v = partial(attend, window=window, implementation=implementation)
-    jacobian = jax.jacrev(lambda v: attend_v({**a, "v": v})[0, :, 0, 0])(a["v"])
+    read = lambda v: attend_v({**a, "v": v})[0, :, 0, 0]  # noqa: E731
+    jacobian = jax.jit(jax.jacrev(read))(a["v"])
     reads_TS = np.any(np.asarray(jacobian)[:, 0, :, 0, :] != 0, axis=-1)
     lag_TS = np.arange(130)[:, None] - np.arange(130)[None, :]
     np.testing.assert_array_equal(reads_TS, (lag_TS >= 0) & (lag_TS < window))
@@ -186,18 +191,10 @@ def test_the_jacobian_has_exactly_the_window_as_support(implementation, window):
 def test_two_pieces_with_the_past_equal_one_piece(implementation, cut):
     a = arrays(2, T=200, segments=3)
     window, P = 32, min(31, cut)
-    whole = attend(a, window=window, implementation=implementation)
-    k, v, ids = a["k"], a["v"], a["ids"]
-    past = Past(k[:, cut - P : cut], v[:, cut - P : cut], ids[:, cut - P : cut])
-    second = operation(
-        a["q"][:, cut:],
-        k[:, cut:],
-        v[:, cut:],
-        window=window,
-        segment_ids=ids[:, cut:],
-        past=past,
-        implementation=implementation,
-    )
+    whole = attend_jitted(a, window=window, implementation=implementation)
+    piece = {name: a[name][:, cut:] for name in "qkv"} | {"ids": a["ids"][:, cut - P :]}
+    piece |= {f"past_{name}": a[name][:, cut - P : cut] for name in "kv"}
+    second = attend_jitted(piece, window=window, implementation=implementation)
     assert_near(second, whole[:, cut:], dtype="float32")
 
 
@@ -206,10 +203,10 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     a = arrays(3, T=150)
     lengths = [20, 77, 53]
     a["ids"] = np.repeat(np.arange(3, dtype=np.int32), lengths)[None].repeat(2, 0)
-    packed = attend(a, window=40, implementation=implementation)
+    packed = attend_jitted(a, window=40, implementation=implementation)
     for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
-        part = {n: a[n][:, start : start + length] for n in "qkv"} | {"sinks": None}
-        alone = attend(part, window=40, implementation=implementation)
+        part = {n: a[n][:, start : start + length] for n in "qkv"}
+        alone = attend_jitted(part, window=40, implementation=implementation)
         assert_near(packed[:, start : start + length], alone, dtype="float32")
 
 
@@ -228,9 +225,9 @@ def test_empty_slots_of_the_past_are_never_read(implementation):
     a["ids"] = a["ids"].copy()
     a["ids"][:, :6] = -1
     a["past_v"][:] = 1e30
-    found = attend(a, window=12, implementation=implementation)
+    found = attend_jitted(a, window=12, implementation=implementation)
     alone = {n: a[n] for n in ("q", "k", "v", "sinks")}
-    wanted = attend(alone, window=12, implementation=implementation)
+    wanted = attend_jitted(alone, window=12, implementation=implementation)
     assert_near(found, wanted, dtype="float32")
 
 
@@ -245,7 +242,7 @@ def test_one_compilation_serves_every_window(implementation):
         return attend(a, window=window, implementation=implementation)
 
     for window in (1, 5, 128, 500):
-        wanted = attend(a, window=window, implementation="reference")
+        wanted = attend_jitted(a, window=window, implementation="reference")
         found = attend_all(a, jnp.int32(window))
         assert_near(found, wanted, dtype="float32")
     assert len(traces) == 1
@@ -266,20 +263,21 @@ def test_transformations_commute_with_the_operation(implementation):
     attend_9 = partial(attend, window=9, implementation=implementation)
     one_row = lambda a: attend_9(jax.tree.map(lambda x: x[None], a))[0]  # noqa: E731
     rows = {n: a[n] for n in "qkv"}
-    mapped = jax.vmap(one_row)(rows)
-    assert_near(mapped, attend_9(a), dtype="float32")
-    wanted = jax.grad(lambda a: jnp.sum(attend_9(a) ** 2))(rows)
-    found = jax.grad(lambda a: jnp.sum(jax.vmap(one_row)(a) ** 2))(rows)
-    assert_near(found, wanted, dtype="float32")
-    rematerialised = jax.checkpoint(attend_9)
-    found = jax.grad(lambda a: jnp.sum(rematerialised(a) ** 2))(rows)
-    assert_near(found, wanted, dtype="float32")
+
+    def gradients(attend_rows):
+        @partial(jax.grad, has_aux=True)
+        def outputs_and_gradients(a):
+            out = attend_rows(a)
+            return jnp.sum(out**2), out
+
+        return jax.jit(outputs_and_gradients)(rows)
 
     def scanned(a):
-        body = lambda total, row: (total + jnp.sum(one_row(row) ** 2), None)  # noqa: E731
-        return jax.lax.scan(body, jnp.float32(0), a)[0]
+        return jax.lax.scan(lambda _, row: (None, one_row(row)), None, a)[1]
 
-    assert_near(jax.grad(scanned)(rows), wanted, dtype="float32")
+    wanted = gradients(attend_9)
+    for attend_rows in (jax.vmap(one_row), jax.checkpoint(attend_9), scanned):
+        assert_near(gradients(attend_rows), wanted, dtype="float32")
 
 
 @pytest.mark.slow
@@ -295,7 +293,8 @@ def test_batch_and_heads_shard(implementation):
         return jnp.sum(out * jnp.asarray(weights, jnp.float32)).reshape(1, 1)
 
     floats = {n: x for n, x in a.items() if n != "ids"}
-    wanted = jax.grad(lambda f: loss(f, a["ids"], weights, **options)[0, 0])(floats)
+    whole = lambda f: loss(f, a["ids"], weights, **options)[0, 0]  # noqa: E731
+    wanted = jax.jit(jax.grad(whole))(floats)
     mesh = jax.make_mesh(
         (2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )
@@ -311,7 +310,8 @@ def test_batch_and_heads_shard(implementation):
         out_specs=P("data", "tensor"),
         check_vma=implementation != "triton",  # which interpreting does not track
     )
-    found = jax.grad(lambda f: jnp.sum(sharded(f, a["ids"], weights)))(floats)
+    total = lambda f: jnp.sum(sharded(f, a["ids"], weights))  # noqa: E731
+    found = jax.jit(jax.grad(total))(floats)
     assert_near(found, wanted, dtype="float32")
 
 

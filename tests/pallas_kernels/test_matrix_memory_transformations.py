@@ -89,7 +89,7 @@ def test_batch_and_heads_shard():
             h, last = matrix_memory_triton(q, k, v, writes, memory, rules=rules)
         return (jnp.sum(joined(h) ** 2) + jnp.sum(last.c_BNHP)).reshape(1, 1)
 
-    wanted = jax.grad(lambda f: loss(f, resets_BT)[0, 0])(floats)
+    wanted = jax.jit(jax.grad(lambda f: loss(f, resets_BT)[0, 0]))(floats)
     devices = np.asarray(jax.devices()[:4]).reshape(2, 2)
     heads = PartitionSpec("data", None, "tensor")
     sharded = jax.shard_map(
@@ -102,5 +102,5 @@ def test_batch_and_heads_shard():
         out_specs=PartitionSpec("data", "tensor"),
         check_vma=False,  # which interpreting does not track
     )
-    found = jax.grad(lambda f: jnp.sum(sharded(f, resets_BT)))(floats)
+    found = jax.jit(jax.grad(lambda f: jnp.sum(sharded(f, resets_BT))))(floats)
     assert_near(found, wanted, dtype="float32")

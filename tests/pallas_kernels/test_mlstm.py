@@ -44,9 +44,8 @@ def segments(seed, a, /, *, count=4):
     return np.sort(ids, axis=1).astype(np.int32)
 
 
-def run(a, *, ids=None, with_state=True, **options):
+def run(a, *, ids=None, with_state=True, state: Any = None, **options):
     """Returns (h, last state) of the dict of arrays; Triton kernels are interpreted."""
-    state = None
     if with_state:
         segment_B = np.zeros(a["q"].shape[0], np.int32)
         state = MLSTMState(a["c"], a["n"], a["m"], segment_B)
@@ -56,10 +55,14 @@ def run(a, *, ids=None, with_state=True, **options):
         return mlstm(*tokens, state=state, segment_ids=ids, **options)
 
 
-@partial(
+jitted = partial(
     jax.jit,
     static_argnames=("norm", "gate", "normalize", "with_state", "implementation"),
 )
+run_jitted = jitted(run)
+
+
+@jitted
 def value_and_gradients(a, /, *, norm=False, ids=None, **options):
     """Returns h, the state and the gradients of a random projection of all of them.
 
@@ -227,7 +230,7 @@ def test_wide_are_the_same_numbers(implementation, normalize):
 def test_the_jacobian_is_causal(implementation):
     a = arrays(1, B=1, T=70, N=1, H=2, P=2)
     read = lambda v: run({**a, "v": v}, implementation=implementation)[0]  # noqa: E731
-    jacobian = jax.jacrev(lambda v: read(v)[0, :, 0, 0])(jnp.asarray(a["v"]))
+    jacobian = jax.jit(jax.jacrev(lambda v: read(v)[0, :, 0, 0]))(jnp.asarray(a["v"]))
     reads_TS = np.any(np.asarray(jacobian)[:, 0, :, 0, :] != 0, axis=-1)
     np.testing.assert_array_equal(reads_TS, np.tril(np.ones((70, 70), bool)))
 
@@ -243,7 +246,7 @@ def test_a_boundary_lets_nothing_through(implementation):
         return h[0, 30:], state.c_BNHP
 
     values = jnp.asarray(a["v"]), jnp.asarray(a["c"])
-    (to_v, to_c), (state_to_v, state_to_c) = jax.jacrev(outputs)(values)
+    (to_v, to_c), (state_to_v, state_to_c) = jax.jit(jax.jacrev(outputs))(values)
     np.testing.assert_array_equal(np.asarray(to_v)[..., :30, :, :], 0.0)
     np.testing.assert_array_equal(np.asarray(to_c), 0.0)
     np.testing.assert_array_equal(np.asarray(state_to_v)[..., :35, :, :], 0.0)
@@ -257,10 +260,10 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     lengths = [20, 77, 53]
     ids = np.repeat(np.arange(3, dtype=np.int32), lengths)[None].repeat(2, 0)
     options = {"with_state": False, "implementation": implementation}
-    packed, last = run(a, ids=ids, **options)
+    packed, last = run_jitted(a, ids=ids, **options)
     for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
         part = {n: a[n][:, start : start + length] for n in ("q", "k", "v", "i", "f")}
-        alone, state = run(part, **options)
+        alone, state = run_jitted(part, **options)
         assert_near(packed[:, start : start + length], alone, dtype="float32")
     assert_near(last[:3], state[:3], dtype="float32")
 
@@ -270,15 +273,14 @@ def test_a_packed_document_equals_the_document_alone(implementation):
 def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     a = arrays(4, T=150)
     ids = segments(4, a)
-    options = {"implementation": implementation}
-    whole, last = run(a, ids=ids, with_state=False, **options)
+    tokens = {name: a[name] for name in ("q", "k", "v", "i", "f")}
+    options = {"with_state": False, "implementation": implementation}
+    whole, last = run_jitted(tokens, ids=ids, **options)
     state: Any = None
     pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 150), strict=True):
-        tokens = (a[name][:, start:stop] for name in ("q", "k", "v", "i", "f"))
-        piece, state = mlstm(
-            *tokens, state=state, segment_ids=ids[:, start:stop], **options
-        )
+        part = {name: x[:, start:stop] for name, x in tokens.items()}
+        piece, state = run_jitted(part, state=state, ids=ids[:, start:stop], **options)
         pieces.append(piece)
     assert_near(jnp.concatenate(pieces, axis=1), whole, dtype="float32")
     assert_near(state[:3], last[:3], dtype="float32")

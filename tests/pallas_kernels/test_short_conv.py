@@ -13,6 +13,7 @@ from tests.tolerances import assert_near
 
 IMPLEMENTATIONS = ["chunked", "reference"]
 LENGTHS = [1, 2, 3, 7, 63, 64, 65, 130]
+jitted = jax.jit(short_conv, static_argnames="implementation")
 
 
 def arrays(seed, *, B=2, T=65, D=3, C=4):
@@ -71,7 +72,8 @@ def test_values_and_gradients_against_the_reference(T, taps, dtype):
 def test_the_jacobian_has_exactly_the_taps_as_support(implementation):
     a = arrays(0, B=1, T=20, D=1)
     conv = lambda x: short_conv(x, a["w"], implementation=implementation)[0]  # noqa: E731
-    jacobian = jax.jacrev(lambda x: conv(x)[0, :, 0])(jnp.asarray(a["x"]))
+    read = jax.jit(jax.jacrev(lambda x: conv(x)[0, :, 0]))
+    jacobian = read(jnp.asarray(a["x"]))
     lag_TS = np.arange(20)[:, None] - np.arange(20)[None, :]
     reads_TS = np.asarray(jacobian)[:, 0, :, 0] != 0
     np.testing.assert_array_equal(reads_TS, (lag_TS >= 0) & (lag_TS < 4))
@@ -83,12 +85,12 @@ def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
     a = arrays(1, T=40)
     ids = np.sort(np.random.default_rng(1).integers(0, 4, (2, 40))).astype(np.int32)
     options = {"bias": a["bias"], "implementation": implementation}
-    whole, last = short_conv(a["x"], a["w"], segment_ids=ids, **options)
+    whole, last = jitted(a["x"], a["w"], segment_ids=ids, **options)
     state: Any = None
     pieces = []
     for start, stop in zip((0, *cuts), (*cuts, 40), strict=True):
         part = {"state": state, "segment_ids": ids[:, start:stop]}
-        piece, state = short_conv(a["x"][:, start:stop], a["w"], **part, **options)
+        piece, state = jitted(a["x"][:, start:stop], a["w"], **part, **options)
         pieces.append(piece)
     assert_near(jnp.concatenate(pieces, axis=1), whole, dtype="float32")
     np.testing.assert_array_equal(state.x_BLD, last.x_BLD)
@@ -100,9 +102,9 @@ def test_a_packed_document_equals_the_document_alone(implementation):
     a = arrays(2, T=30)
     ids = np.repeat(np.arange(3, dtype=np.int32), [2, 18, 10])[None].repeat(2, 0)
     options = {"bias": a["bias"], "implementation": implementation}
-    packed, _ = short_conv(a["x"], a["w"], segment_ids=ids, **options)
+    packed, _ = jitted(a["x"], a["w"], segment_ids=ids, **options)
     for start, stop in ((0, 2), (2, 20), (20, 30)):
-        alone, _ = short_conv(a["x"][:, start:stop], a["w"], **options)
+        alone, _ = jitted(a["x"][:, start:stop], a["w"], **options)
         assert_near(packed[:, start:stop], alone, dtype="float32")
 
 
