@@ -1,4 +1,4 @@
-"""The command ``swax``: train, eval, generate, tokenize, flops, report.
+"""The command ``swax``: train, eval, generate, tokenize, flops, plan, report.
 
 What a command needs from JAX is imported when it runs, so that help and usage errors
 come at once.
@@ -25,6 +25,7 @@ from swa_jax.commands.options import (
     Report,
     Tokenize,
 )
+from swa_jax.commands.plan_arguments import Plan, plan_arguments
 from swa_jax.commands.train_arguments import Train, train_arguments, used_variables
 from swa_jax.training.config import RunConfig
 from swa_jax.training.interrupt import leave
@@ -38,6 +39,7 @@ commands:
   generate RUN     continue a text with a trained run
   tokenize PATH... cut a large corpus into a token cache to train from
   flops            parameters, FLOPs per token and state bytes of the presets
+  plan             compile a step for a cluster that is not there: memory, time
   report RUN       write one HTML file with the curves of a run
   checkpoints RUN  list what a run has saved and verify it
   export RUN       write the parameters of a run as safetensors
@@ -100,6 +102,7 @@ def _dispatch(arguments: list[str]) -> int:
         "generate": _generate,
         "tokenize": _tokenize,
         "flops": _flops,
+        "plan": _plan,
         "report": _report,
         "checkpoints": _checkpoints,
         "export": _export,
@@ -208,6 +211,16 @@ def _flops(arguments: list[str]) -> None:
         windows=command.windows,
         as_json=command.json,
     )
+
+
+def _plan(words: list[str]) -> None:
+    if asks_for_help(words):
+        print_help(Plan, program="swax plan", default=Plan(recipe(RunConfig.preset)))
+        return
+    command = plan_arguments(words, os.environ)
+    from swa_jax.commands.plan import print_plans
+
+    print_plans(command)
 
 
 def _report(arguments: list[str]) -> None:

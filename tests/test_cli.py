@@ -58,7 +58,9 @@ def test_bad_input_ends_in_2_with_one_message(arguments, message, tmp_path, caps
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "generate", "flops", "report"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "generate", "flops", "plan", "report"]
+)
 def test_help_says_what_flags_do(command, capsys):
     assert main([command, "--help"]) == 0
     help_text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)

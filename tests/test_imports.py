@@ -16,6 +16,7 @@ FLOOR_3 = FLOOR_2 | {
     "swa_jax.evaluation",
     "swa_jax.inference",
     "swa_jax.interop",
+    "swa_jax.planning",
 }
 ALLOWED = {
     "pallas_kernels": set(),
@@ -27,6 +28,7 @@ ALLOWED = {
     "swa_jax.evaluation": FLOOR_3,
     "swa_jax.inference": FLOOR_3,
     "swa_jax.interop": FLOOR_3,
+    "swa_jax.planning": FLOOR_3,
     "swa_jax.commands": FLOOR_3,
     "swa_jax.cli": FLOOR_3 | {"swa_jax.commands"},
     "swa_jax": set(),  # swa_jax/__init__.py, which every room runs first

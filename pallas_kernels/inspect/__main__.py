@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parsed(arguments)
     target = TARGETS[options.target]
     try:
-        tools = toolchain(options.target, target)
+        tools = toolchain(target)
     except RuntimeError as error:
         print(f"pallas_kernels.inspect: {error}", file=sys.stderr)
         return 2

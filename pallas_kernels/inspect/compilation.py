@@ -5,8 +5,6 @@ is compiled on its own, as XLA would within the whole program; what XLA makes of
 rest of the program is not looked at.
 """
 
-import contextlib
-import os
 import re
 import shutil
 import tempfile
@@ -19,9 +17,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import backend
+from pallas_kernels.inspect.absent import absent_topology, lowering_for
 from pallas_kernels.inspect.case import Case
 from pallas_kernels.inspect.ptxas import assemble, find_ptxas
-from pallas_kernels.inspect.targets import Target, xla_description
+from pallas_kernels.inspect.targets import Target
 from pallas_kernels.inspect.triton_ir import Kernel, kernel_calls, kernels_in
 
 INSTRUCTIONS = {  # what is counted in a kernel's PTX
@@ -64,31 +63,17 @@ class Measurement(NamedTuple):
         return dict(self.instructions).get(instruction, 0)
 
 
-def toolchain(name: str, target: Target, /) -> Toolchain:
+def toolchain(target: Target, /) -> Toolchain:
     """Returns what compiles for the target.
 
     Raises:
       RuntimeError: jax's plugin for CUDA or ptxas is not installed.
     """
-    # The versions of CUDA's libraries are checked against a driver that is not there.
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    topology = absent_topology(target)
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda",
-            topology_name=name,
-            topology="1x1x1",
-            target_config=xla_description(target),
-        )
         ptxas = find_ptxas()
-    except NotImplementedError:
-        raise RuntimeError(
-            "jax's CUDA plugin, whose compiler this needs, is not installed: "
-            'pip install "jax[cuda13]".'
-        ) from None
     except FileNotFoundError as error:
         raise RuntimeError(str(error)) from None
-    # A program from the cache of compilations leaves nothing to look at.
-    jax.config.update("jax_enable_compilation_cache", False)
     return Toolchain(target, topologies.make_mesh(topology, (1,), ("one",)), ptxas)
 
 
@@ -111,10 +96,7 @@ def _lower(equation, tools):
         jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, sharding=sharding)
         for x in equation.invars
     ]
-    context = contextlib.nullcontext()
-    if jax.__version_info__ >= (0, 11):  # which take the platform from the mesh
-        context = jax.sharding.use_abstract_mesh(tools.mesh.abstract_mesh)
-    with context:
+    with lowering_for(tools.mesh):
         call = lambda *arrays: equation.primitive.bind(*arrays, **equation.params)  # noqa: E731
         return jax.jit(call).trace(*arguments).lower()
 

@@ -63,7 +63,9 @@ def _value(hint: Any, words: Sequence[str]) -> Any:
 
 def _first_that_fits(members: Sequence[Any], words: Sequence[str]) -> Any:
     if type(None) in members and len(words) == 1 and words[0] in NONE_WORDS:
-        return None
+        # A choice that is called so stands before nothing at all.
+        choices = [c for m in members if get_origin(m) is Literal for c in get_args(m)]
+        return words[0] if words[0] in choices else None
     for member in members:
         try:
             return _value(member, words)

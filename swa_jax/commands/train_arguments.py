@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from swa_jax.commands.arguments import read
+from swa_jax.commands.arguments import FieldPath, read
 from swa_jax.commands.config_file import read_config_file
 from swa_jax.commands.text_values import takes_many, value_of
 from swa_jax.configuration import (
@@ -69,14 +69,32 @@ def train_arguments(words: Sequence[str], environment: Mapping[str, str], /) -> 
     Raises ValueError, FileNotFoundError and PermissionError, with one line, for
     anything that is not taken as it is written.
     """
-    given = read(Train, words)
+    given, config = run_settings(Train, SHORT_FLAGS, words, environment)
+    options = {path[0]: value for path, value in given.items() if path[0] != "config"}
+    return Train(config, **options)
+
+
+def run_settings(
+    command: type,
+    short_flags: Mapping[str, tuple[str, str]],
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    /,
+) -> tuple[dict[FieldPath, Any], RunConfig]:
+    """What the words give, by the path of the command's field, and the run that comes
+    of them, a file and the environment.
+
+    The command's field `config` is the run; `short_flags` are other fields of it that
+    stand for one of the run's. Raises what `train_arguments` raises.
+    """
+    given = read(command, words)
     options = {path[0]: value for path, value in given.items() if path[0] != "config"}
     if options.get("resume") and options.get("out") is None:
         raise ValueError("--resume wants the run folder to go on with: add --out RUN.")
     flags = _nested(
         {path[1:]: value for path, value in given.items() if path[0] == "config"}
     )
-    for name, path in SHORT_FLAGS.items():
+    for name, path in short_flags.items():
         if name in options:
             flags = _with_short_flag(flags, name, path, options[name])
     asked = merged(environment_settings(environment), flags)
@@ -86,7 +104,7 @@ def train_arguments(words: Sequence[str], environment: Mapping[str, str], /) -> 
         config = from_dict(RunConfig, merged(merged(to_dict(base), file), asked))
     except ValueError as error:
         raise ValueError(f"{error}{_where(file, environment, options)}") from None
-    return Train(config, **options)
+    return given, config
 
 
 def environment_settings(environment: Mapping[str, str], /) -> dict[str, Any]:

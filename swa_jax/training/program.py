@@ -92,20 +92,23 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
             model, optimizer, abstract, seed=config.seed
         ),
         train_step=lambda rows: jit_train_step(
-            model, optimizer, abstract, step_options(config, data, rows=rows)
+            model,
+            optimizer,
+            abstract,
+            step_options(config, rows=rows, sources=len(data.weights)),
         ),
         statistics=jax.jit(partial(statistics_of_a_row, model)),
         token_bytes_V=np.asarray(data.token_bytes_V),
     )
 
 
-def step_options(config: RunConfig, data: TextData, /, *, rows: int) -> StepOptions:
-    """What a run's steps of so many rows do."""
+def step_options(config: RunConfig, /, *, rows: int, sources: int) -> StepOptions:
+    """What a run's steps of so many rows from so many sources do."""
     return StepOptions(
         accumulation=accumulation_at(config.batch, rows=rows),
         loss=config.loss,
         guard=config.guard,
-        sources=len(data.weights),
+        sources=sources,
         largest_window=config.windows.largest,
     )
 
@@ -122,9 +125,11 @@ def statistics_of_a_row(
     )
 
 
-def abstract_batch(program: Program, rows: int, /) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(
+    config: RunConfig, mesh: Mesh, /, *, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of so many rows as shapes, types and shardings."""
-    length, sharding = program.config.data.seq_len, batch_sharding(program.mesh)
+    length, sharding = config.data.seq_len, batch_sharding(mesh)
     shapes = dict.fromkeys(BATCH_ARRAYS, (rows, length)) | {"sources": (rows,)}
     return {
         name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -144,7 +149,8 @@ def compile_step(
     """
     config, device = program.config, program.mesh.devices.flat[0]
     available = device_memory(device)
-    batch, window = abstract_batch(program, rows), jax.ShapeDtypeStruct((), np.int32)
+    batch = abstract_batch(config, program.mesh, rows=rows)
+    window = jax.ShapeDtypeStruct((), np.int32)
 
     def compiled() -> CompiledStep:
         state, begin = program.abstract, time.monotonic()

@@ -40,6 +40,8 @@ class Named:
         (str, [""], ""),
         (str, ["None"], "None"),
         (str | None, ["none"], None),
+        (Literal["none", "full"] | None, ["none"], "none"),
+        (Literal["none", "full"] | None, ["None"], None),
         (int | None, ["3"], 3),
         (int | str, ["x"], "x"),
         (Path, ["a b"], Path("a b")),

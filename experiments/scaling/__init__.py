@@ -1,0 +1,1 @@
+"""How the bytes between devices grow with the row's length and the number of GPUs."""

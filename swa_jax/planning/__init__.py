@@ -1,0 +1,1 @@
+"""What a training step would be on a cluster that is not there, found by compiling."""
