@@ -11,7 +11,7 @@ from typing import Any
 from swa_jax.commands.evaluate import evaluate_folder
 from swa_jax.commands.text_values import takes_many
 from swa_jax.commands.train import train_and_report
-from swa_jax.commands.train_arguments import train_arguments
+from swa_jax.commands.train_arguments import Train, train_arguments
 from swa_jax.configuration import leaf_hints, plain
 from swa_jax.evaluation.final import MAX_TOKENS
 from swa_jax.evaluation.run_record import EVALUATION_FILE
@@ -72,8 +72,7 @@ def train_sweep(
     axes = read_axes(grid)
     cells: dict[str, TrainCell] = {}
     for texts in itertools.product(*axes.values()):
-        flags = _flags(dict(zip(axes, texts, strict=True)))
-        asked = train_arguments([*words, *flags], environment)
+        asked = _asked(dict(zip(axes, texts, strict=True)), words, environment)
         for name in NOT_FOR_CELLS:
             if getattr(asked, name):
                 raise ValueError(f"--{name.replace('_', '-')} is not for single cells")
@@ -117,6 +116,19 @@ def read_axes(grid: Sequence[str], /) -> Axes:
     if not axes:
         raise ValueError("--grid: missing; wanted axes such as seed=0,1,2")
     return axes
+
+
+def _asked(
+    texts: Mapping[tuple[str, ...], str],
+    words: Sequence[str],
+    environment: Mapping[str, str],
+) -> Train:
+    """What one cell asks of `swax train`; an error says which cell it is of."""
+    try:
+        return train_arguments([*words, *_flags(texts)], environment)
+    except ValueError as error:
+        place = " ".join(f"{'.'.join(path)}={text}" for path, text in texts.items())
+        raise ValueError(f"--grid {place}: {error}") from None
 
 
 def _flags(texts: Mapping[tuple[str, ...], str]) -> list[str]:

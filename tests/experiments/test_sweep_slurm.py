@@ -1,7 +1,7 @@
 """A sweep as a job array: pickled cells elsewhere, requeueing, what sbatch is given.
 
-Slurm's commands are stood for by scripts on the PATH that keep its rules: the array runs
-in processes of its own, and the queue lists what still runs.
+Slurm's commands are stood for by scripts on the PATH that keep its rules: the array is
+run by processes of its own, and the queue lists what still runs.
 """
 
 import os
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,7 +34,7 @@ SLURM = Placement(
     parallel=3,
 )
 SBATCH = """#!{python}
-import os, pathlib, re, subprocess, sys
+import os, pathlib, re, shlex, subprocess, sys
 state = pathlib.Path({state!r})
 if (state / "refuse").exists():
     sys.exit("sbatch: error: invalid partition specified: gpu-long")
@@ -47,7 +48,8 @@ for index in range(int(array[1]) + 1) if array else [None]:
     if index is not None:
         env |= dict(SLURM_ARRAY_JOB_ID=str(number), SLURM_ARRAY_TASK_ID=str(index))
     if not (state / "lose").exists():
-        log = open(re.search("--output=(.*)", text)[1].replace("%A_%a", job), "a")
+        [log] = shlex.split(re.search("--output=(.*)", text)[1])
+        log = open(log.replace("%A_%a", job).replace("%j", job), "a")
         process = subprocess.Popen(["bash", sys.argv[1]], env=env, stdout=log,
             stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         (state / f"job{{job}}").write_text(str(process.pid))
@@ -98,7 +100,7 @@ def run(path, sweep, placement=SLURM, **options):
 def test_the_array_runs_the_cells_and_a_failure_is_told(tmp_path, cluster, capsys):
     taken = {}
     sweep = cells.sweep(3, number_1="raise")
-    folder, report = run(tmp_path / "out", sweep, take=taken.__setitem__)
+    _, report = run(tmp_path / "out", sweep, take=taken.__setitem__)
     assert {name: found.result["square"] for name, found in taken.items()} == {
         "number=0": 0,
         "number=2": 4,
@@ -149,7 +151,7 @@ def test_jobs_that_wait_are_not_submitted_twice(tmp_path, cluster, monkeypatch, 
         time.sleep(0.01)
 
     with monkeypatch.context() as patch:
-        patch.setattr(slurm.time, "sleep", interrupt)
+        patch.setattr(slurm, "time", SimpleNamespace(sleep=interrupt))
         code = guarded("tiny", lambda: run(out, sweep)[1].exit_code)
     assert code == 130
     assert "`scancel 100` ends them" in capsys.readouterr().err
@@ -192,7 +194,7 @@ def test_a_queue_that_does_not_answer_is_asked_again(
             (cluster / "silent").unlink()
         time.sleep(0.01)
 
-    monkeypatch.setattr(slurm, "time", type("Clock", (), {"sleep": sleep}))
+    monkeypatch.setattr(slurm, "time", SimpleNamespace(sleep=sleep))
     sweep = cells.sweep(1, number_0="raise")
     _, report = run(tmp_path / "out", sweep)
     assert len(report.failures) == 1
@@ -224,18 +226,16 @@ def test_without_slurm_or_submitit_it_says_so(tmp_path, monkeypatch, capsys, mis
 
 
 def test_a_job_out_of_time_saves_and_goes_on(tmp_path):
-    """Submitit's own signal, as Slurm sends it before the time is over."""
+    """Submitit's own signal, in a process of its own, which submitit starts again."""
     executor = submitit.LocalExecutor(tmp_path / "jobs", max_num_timeout=3)
-    executor.update_parameters(timeout_min=0.05, signal_delay_s=2)
+    executor.update_parameters(timeout_min=2)
     cell = tmp_path / "cell"
-    # Seconds until the signal: 1; of the work, in pauses of 0.02 s: 1.6.
     job = executor.submit(slurm.CellJob(cells.save_and_go_on, {"number": 80}, cell))
     _wait(job, cell / "result.json")
-    saved = int((cell / "saved").read_text())
-    assert 0 < saved < 80
+    assert (cell / "saved").read_text() == "40"
     assert (cell / "counted").read_text() == 80 * "x"
     log = job.paths.stdout.read_text() + job.paths.stderr.read_text()
-    assert "Requeued job" in log
+    assert log.count("Requeued job") == 1
 
 
 def _wait(job, path):
@@ -263,11 +263,14 @@ def test_outside_of_a_job_signals_are_left_alone():
         assert signal.getsignal(signal.SIGUSR2) == before
 
 
-@pytest.mark.skipif(
-    subprocess.run("sinfo", shell=True, capture_output=True).returncode != 0,
-    reason="needs a Slurm whose controller answers",
-)
 def test_a_real_slurm_runs_the_array(tmp_path):
-    folder, report = run(tmp_path, cells.sweep(2), Placement(cluster="slurm"))
+    try:
+        answers = subprocess.run(["sinfo"], capture_output=True, timeout=5).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        answers = 1
+    if answers != 0:
+        pytest.skip("needs a Slurm whose controller answers")
+    placement = Placement(cluster="slurm", minutes=5)
+    folder, report = run(tmp_path, cells.sweep(2), placement)
     assert report.failures == []
     assert all(folder.is_finished(f"number={n}") for n in range(2))
