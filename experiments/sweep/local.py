@@ -41,6 +41,9 @@ def run_locally(
             if isinstance(ended, BaseException):
                 raise ended
             yield ended
+    except KeyboardInterrupt:
+        print("stopping; Ctrl-C again waits for no cell to save", file=sys.stderr)
+        raise
     finally:
         pool.stop()
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from .local import Attempt, module_path
 from .options import Placement
 
 POLL = 5.0  # seconds between looks at the results and the queue
+PATIENCE = 60.0  # seconds until a file of another node shows here, at most
 LARGEST_ARRAY = 1000  # Slurm's own limit, unless its MaxArraySize is another
 MISSING = (
     "--cluster slurm wants {what}, which is not here; {do}, or leave --cluster out to "
@@ -170,10 +170,11 @@ def under_way(folder: SweepFolder, names: Sequence[str], /) -> dict[str, str]:
 def watch(folder: SweepFolder, jobs: Mapping[str, str], /) -> Iterator[Attempt]:
     """Yields each cell as its job ends.
 
-    A job that is neither in the queue nor has left a result is one that failed; it is
-    looked for twice, because results may show later than the queue does.
+    A job that is not in the queue and leaves no result, however late that may show, is
+    one that failed.
     """
-    waiting, absent, silent = dict(jobs), Counter(), False
+    waiting, silent = dict(jobs), False
+    absent: dict[str, float] = {}  # since when, by the cell's name
     while waiting:
         try:
             queued = queued_jobs()
@@ -183,11 +184,14 @@ def watch(folder: SweepFolder, jobs: Mapping[str, str], /) -> Iterator[Attempt]:
             if not silent:
                 print(f"{error}; asking again", file=sys.stderr)
             silent = True
+        now = time.monotonic()
         for name, job in list(waiting.items()):
-            absent[name] += job not in queued
+            if job in queued:
+                absent.pop(name, None)
+            gone = job not in queued and now - absent.setdefault(name, now) >= PATIENCE
             if folder.is_finished(name):
                 failure = None
-            elif absent[name] >= 2:
+            elif gone:
                 failure = f"its Slurm job {job} ended without a result"
             else:
                 continue

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from experiments.sweep.grid import Sweep
-from experiments.sweep.train_grid import TrainCell
 from swa_jax.training.interrupt import Stopped, stop_on_signals
 
 
@@ -37,19 +36,6 @@ def _misbehave(fault: str | None, folder: Path) -> None:
     if fault == "hang":
         (folder / "hanging").touch()
         time.sleep(60)
-
-
-def losses(cell: TrainCell, folder: Path) -> dict:
-    """Returns made-up losses of a run, larger with the seed and the window."""
-    windows = cell.windows or cell.config.windows.windows
-    return {
-        "step": cell.config.steps,
-        "windows": {
-            str(window): {"loss": 2.0 * x, "bits_per_byte": x}
-            for window in windows
-            for x in [window / 32 + cell.config.seed / 8]
-        },
-    }
 
 
 def not_a_number(cell: dict, folder: Path) -> dict:

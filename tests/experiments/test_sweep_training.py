@@ -14,7 +14,7 @@ from experiments.sweep.train_grid import axes_of, train_sweep
 from swa_jax.configuration import to_dict
 from swa_jax.training.config import WindowSchedule
 from swa_jax.training.recipes import recipe
-from tests.experiments import sweep_cells
+from tests.experiments.sweep_losses import losses
 from tests.training.tiny import MODEL, run_config, write_corpus
 
 GRID = ("windows.windows=4 32,32", "seed=0,1,2")
@@ -111,7 +111,7 @@ def test_a_dry_run_and_bad_usage_touch_nothing(tmp_path, capsys):
 
 def test_the_summary_has_mean_and_spread_over_the_seeds(tmp_path):
     sweep = train_sweep(GRID, WORDS, {})
-    sweep = dataclasses.replace(sweep, run=sweep_cells.losses)
+    sweep = dataclasses.replace(sweep, run=losses)
     with sweep_folder(tmp_path, sweep) as folder:
         some = [name for name in sweep.cells if name != "windows.windows=32,seed=2"]
         run_sweep(folder, Placement(retry=tuple(some)))
