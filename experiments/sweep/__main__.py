@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from swa_jax.commands.arguments import arguments_of, asks_for_help, parse, print_help
+from swa_jax.commands.train_arguments import used_variables
 
 from .folder import SweepFolder, sweep_folder
 from .options import Placement
@@ -26,8 +27,9 @@ class Options(Placement):
     all cells. The same command again runs what is missing.
 
     Attributes:
-        grid: axes: a dotted setting of a run and its values, as in windows.windows="128
-            2048,2048" seed=0,1,2. A value of several words has spaces between them.
+        grid: axes: a dotted setting of a run and its values, as in seed=0,1,2 or
+            windows.probabilities="0.5 0.5,0 1". A value of several words has spaces
+            between them.
         out: folder of the sweep: a run folder for each cell, summary.jsonl, summary.md.
         windows: windows (tokens) to evaluate all cells at; none given: for each cell
             the smallest and the largest that it was trained with.
@@ -53,6 +55,8 @@ def _main(arguments: list[str]) -> int:
     if options.out is None:
         raise ValueError("--out: missing; wanted the folder of the sweep")
     sweep = train_sweep(options.grid, others, os.environ, windows=options.windows)
+    if used := used_variables(os.environ):
+        print(f"settings from the environment: {', '.join(used)}", file=sys.stderr)
     if options.dry_run:
         print_plan(SweepFolder(options.out, sweep), options)
         return SUCCESS

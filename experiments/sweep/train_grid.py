@@ -36,6 +36,10 @@ class TrainCell:
     config: RunConfig
     windows: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if min(self.windows, default=1) < 1:
+            raise ValueError(f"--windows wants tokens, at least 1; got {self.windows}")
+
 
 def train_cell(cell: TrainCell, folder: Path, /) -> dict[str, Any]:
     """The run's last losses by window; goes on with the run that the folder has."""

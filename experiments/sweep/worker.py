@@ -37,14 +37,16 @@ def main() -> int:
     """Returns the exit code: 0 after the last cell, 128 and a signal's number."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     requests: queue.Queue[bytes | None] = queue.Queue()
-    busy = threading.Event()
+    busy, ended = threading.Event(), threading.Event()
     source = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(
-        target=_listen, args=(source, requests, busy), daemon=True, name="requests"
+        target=_listen, args=(source, requests, busy, ended), daemon=True
     ).start()
     while (line := requests.get()) is not None:
         busy.set()
+        if ended.is_set():
+            break
         try:
             answer = _run(json.loads(line))
         except KeyboardInterrupt as stop:  # a training that a signal has ended
@@ -54,10 +56,16 @@ def main() -> int:
     return leave(0)
 
 
-def _listen(source: BinaryIO, requests: queue.Queue, busy: threading.Event) -> None:
+def _listen(
+    source: BinaryIO,
+    requests: queue.Queue,
+    busy: threading.Event,
+    ended: threading.Event,
+) -> None:
     for line in source:
         requests.put(line)
     requests.put(None)
+    ended.set()
     if busy.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 

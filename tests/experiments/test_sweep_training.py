@@ -101,8 +101,10 @@ def test_a_dry_run_and_bad_usage_touch_nothing(tmp_path, capsys):
     assert command.main([*words, "--retry", "seed=9"]) == BAD_INPUT
     assert command.main(words[:2]) == BAD_INPUT
     assert command.main([*words[:-1], "--resume"]) == BAD_INPUT
+    assert command.main([*words, "--windows", "0"]) == BAD_INPUT
+    assert command.main([*words, "--workers", "0"]) == BAD_INPUT
     told = capsys.readouterr().err.splitlines()
-    assert [line.partition(" ")[0] for line in told] == ["sweep:"] * 3
+    assert [line.partition(" ")[0] for line in told] == ["sweep:"] * 5
     assert not out.exists()
     with pytest.raises(SystemExit):
         raise SystemExit(command.main(["--help"]))
