@@ -1,6 +1,7 @@
 """Cells on this machine, in worker processes."""
 
 import contextlib
+import itertools
 import os
 import queue
 import signal
@@ -49,13 +50,18 @@ def run_locally(
 
 
 class _Pool:
-    """Threads that each feed one worker process at a time from a common queue."""
+    """Threads that each feed one worker process at a time.
+
+    Each begins with a part of the names of its own, because cells that are neighbours
+    often share what is compiled.
+    """
 
     def __init__(
         self, folder: SweepFolder, names: Sequence[str], /, *, workers: int, gpus: int
     ):
         self.folder = folder
-        self.waiting = deque(names)
+        self.waiting = _parts(names, workers)
+        self._choice = threading.Lock()
         self.ended: queue.Queue[Attempt | BaseException] = queue.Queue()
         self.processes: dict[int, subprocess.Popen] = {}
         self._stopping = False
@@ -70,7 +76,6 @@ class _Pool:
     def stop(self) -> None:
         """Returns once no worker runs any more."""
         self._stopping = True
-        self.waiting.clear()
         try:
             self._signal(signal.SIGTERM)
             end = time.monotonic() + GRACE
@@ -88,16 +93,20 @@ class _Pool:
 
     def _serve(self, slot: int, environment: dict[str, str]) -> None:
         try:
-            while not self._stopping:
-                try:
-                    name = self.waiting.popleft()
-                except IndexError:
-                    return
+            while not self._stopping and (name := self._next(slot)) is not None:
                 self.ended.put(Attempt(name, self._run(slot, name, environment)))
         except BaseException as error:  # the thread that waits must know
             self.ended.put(error)
         finally:
             self._dismiss(slot)
+
+    def _next(self, slot: int) -> str | None:
+        """A slot's next cell: of its own part, else the last of the longest one."""
+        with self._choice:
+            if self.waiting[slot]:
+                return self.waiting[slot].popleft()
+            longest = max(self.waiting, key=len)
+            return longest.pop() if longest else None
 
     def _run(self, slot: int, name: str, environment: dict[str, str]) -> str | None:
         """Why the cell failed, or None."""
@@ -133,6 +142,11 @@ class _Pool:
         code = process.wait()
         self.processes.pop(slot, None)
         return code
+
+
+def _parts(names: Sequence[str], count: int) -> list[deque[str]]:
+    edges = [len(names) * part // count for part in range(count + 1)]
+    return [deque(names[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def _start(environment: dict[str, str]) -> subprocess.Popen:

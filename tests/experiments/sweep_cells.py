@@ -28,14 +28,20 @@ def _misbehave(fault: str | None, folder: Path) -> None:
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "meet":  # another cell that is under way
-        end = time.monotonic() + 30
-        while len(list(folder.parent.glob("*/attempts"))) < 2:
-            if time.monotonic() > end:
-                raise RuntimeError("nobody came")
-            time.sleep(0.01)
+        _wait_for("*/attempts", 2, folder)
+    if fault == "last":  # of six
+        _wait_for("*/result.json", 5, folder)
     if fault == "hang":
         (folder / "hanging").touch()
         time.sleep(60)
+
+
+def _wait_for(pattern: str, count: int, folder: Path) -> None:
+    end = time.monotonic() + 30
+    while len(list(folder.parent.glob(pattern))) < count:
+        if time.monotonic() > end:
+            raise RuntimeError("nobody came")
+        time.sleep(0.01)
 
 
 def not_a_number(cell: dict, folder: Path) -> dict:

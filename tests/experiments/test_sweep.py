@@ -105,6 +105,25 @@ def test_cells_run_beside_each_other(tmp_path):
     assert len({found.result["process"] for found in taken.values()}) == 2
 
 
+def test_neighbours_share_a_process_and_nobody_waits_for_one(tmp_path):
+    taken = {}
+    sweep = cells.sweep(6, number_0="meet", number_3="meet")
+    run(tmp_path, sweep, Placement(workers=2), take=taken.__setitem__)
+    processes = {name: found.result["process"] for name, found in taken.items()}
+    assert len(processes) == 6
+    assert processes["number=0"] != processes["number=3"]
+    taken.clear()
+    fast = [f"number={n}" for n in range(3, 6)]
+    sweep = cells.sweep(6, number_0="last")
+    run(tmp_path / "uneven", sweep, Placement(workers=2), take=taken.__setitem__)
+    processes = {name: found.result["process"] for name, found in taken.items()}
+    # What the slow one leaves of its part, the other one does.
+    assert {processes[name] for name in [*fast, "number=1", "number=2"]} == {
+        processes["number=4"]
+    }
+    assert processes["number=0"] != processes["number=4"]
+
+
 def test_what_is_half_written_or_of_a_killed_process_is_run(tmp_path):
     sweep = cells.sweep(2)
     cell = SweepFolder(tmp_path, sweep).cell("number=0")
