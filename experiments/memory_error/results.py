@@ -1,9 +1,10 @@
 """The numbers: a line of JSON for the run, and one for each case and form."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
+
+from experiments.sweep.lines import append_lines, read_lines, write_lines
 
 from .cases import Case
 from .errors import Error, Errors
@@ -44,15 +45,13 @@ class Results:
             if all(old.get(name) == provenance.get(name) for name in SHARED):
                 self.rows = rows
                 self.provenance["resumed"] = old.get("date")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"run": self.provenance}), *map(_line, self.rows)]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = [{"run": self.provenance}, *map(_line, self.rows)]
+        write_lines(path, lines, infinite=True)
 
     def add(self, row: Row, /) -> None:
         """Returns nothing; the row is in the file."""
         self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{_line(row)}\n")
+        append_lines(self.path, [_line(row)], infinite=True)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -61,26 +60,26 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Row]]:
     A last line that a killed run has left half written is dropped.
     """
     try:
-        first, *others = path.read_text(encoding="utf-8").splitlines()
-        provenance = json.loads(first)["run"]
+        first, *others = read_lines(path)
+        provenance = first["run"]
     except (ValueError, KeyError, TypeError):
         return {}, []
     rows = []
     for line in others:
         try:
-            rows.append(_row(json.loads(line)))
+            rows.append(_row(line))
         except (ValueError, KeyError, TypeError):
             break
     return provenance, rows
 
 
-def _line(row: Row) -> str:
+def _line(row: Row) -> dict[str, Any]:
     errors = {
         group: {name: error._asdict() for name, error in names.items()}
         for group, names in row.errors.items()
     }
     content = {**dataclasses.asdict(row.case), "form": row.form}
-    return json.dumps({**content, "seconds": row.seconds, "errors": errors})
+    return {**content, "seconds": row.seconds, "errors": errors}
 
 
 def _row(content: dict[str, Any]) -> Row:

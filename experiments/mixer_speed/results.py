@@ -1,11 +1,17 @@
 """The numbers of a size: lines of JSON, one for each run and each row."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swa_jax.configuration import differences, from_dict, to_dict
+from experiments.sweep.lines import (
+    append_lines,
+    check_same_configuration,
+    check_same_origin,
+    read_lines,
+    write_lines,
+)
+from swa_jax.configuration import from_dict, to_dict
 
 from .config import Layer, Size
 from .rows import BlockRow, StepRow
@@ -29,10 +35,11 @@ class Results:
         self.runs: list[dict[str, Any]] = []
         self.blocks: dict[tuple[Layer, str], BlockRow] = {}
         self.steps: dict[tuple[Layer, int], StepRow] = {}
-        for line in _lines(path):
+        for line in read_lines(path):
             if "run" in line:
                 self.runs.append(line["run"])
-                _check_same(path, from_dict(Size, line["run"]["size"]), size)
+                old = from_dict(Size, line["run"]["size"])
+                check_same_configuration(path, old, size, chosen=CHOSEN)
             elif "block" in line:
                 self._keep(from_dict(BlockRow, line["block"]))
             else:
@@ -62,27 +69,17 @@ class Results:
 
         Raises ValueError where they cannot stand on one page with those there.
         """
-        for run in self.runs[-1:]:
-            other = [name for name in SHARED if run.get(name) != provenance.get(name)]
-            if other:
-                was = ", ".join(f"{name} {run.get(name)}" for name in other)
-                raise ValueError(
-                    f"{self.path} was measured with {was}; this run would differ. Move "
-                    "the file away, or choose another --out."
-                )
+        check_same_origin(self.path, self.runs[-1:], provenance, names=SHARED)
         self.runs.append(provenance | {"size": to_dict(self.size)})
         # Written anew, because the last line may have been cut off.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"run": run}) for run in self.runs]
-        text = "".join(f"{line}\n" for line in [*lines, *map(_line, self.rows)])
-        self.path.write_text(text, encoding="utf-8")
+        lines = [{"run": run} for run in self.runs]
+        write_lines(self.path, [*lines, *map(_line, self.rows)])
 
     def add(self, rows: Sequence[BlockRow | StepRow], /) -> None:
         """Returns nothing; the rows are in the file."""
         for row in rows:
             self._keep(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{_line(row)}\n" for row in rows))
+        append_lines(self.path, map(_line, rows))
 
     def _keep(self, row: BlockRow | StepRow) -> None:
         if isinstance(row, BlockRow):
@@ -91,28 +88,6 @@ class Results:
             self.steps[row.layer, row.layers] = row
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def _check_same(path: Path, old: Size, new: Size) -> None:
-    changed = dict.fromkeys(name.partition(".")[0] for name in differences(old, new))
-    other = [name for name in changed if name not in CHOSEN]
-    if other:
-        raise ValueError(
-            f"{path} was measured with another configuration ({', '.join(other)} "
-            "differ); move it away, or choose another --out."
-        )
-
-
-def _line(row: BlockRow | StepRow) -> str:
+def _line(row: BlockRow | StepRow) -> dict[str, Any]:
     kind = "block" if isinstance(row, BlockRow) else "step"
-    return json.dumps({kind: to_dict(row)}, allow_nan=False)
+    return {kind: to_dict(row)}

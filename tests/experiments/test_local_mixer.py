@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.local_mixer import __main__ as command
+from experiments.local_mixer import cells
 from experiments.local_mixer.config import DESIGNS, LOCALS, MIXERS, SIZES, Cell
 from experiments.local_mixer.models import cell_cost, cell_model
 from experiments.local_mixer.report import tables, write
@@ -16,6 +17,9 @@ from experiments.local_mixer.results import Outcome, Results
 from experiments.local_mixer.scores import accuracy_by_distance, comparisons, score
 from experiments.local_mixer.tasks import ARRAYS, held_out, training_batches
 from experiments.local_mixer.training import octave, train_step
+from experiments.sweep import run
+from experiments.sweep.folder import sweep_folder
+from experiments.sweep.run import BAD_INPUT, FAILED, SUCCESS
 from swa_jax.models.language_model import language_model
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.step import initial_state
@@ -115,8 +119,8 @@ def test_options_choose_a_part_of_a_size():
     assert (size.name, size.mixers, size.seeds) == ("cpu-flops", ("gla",), 5)
     assert size.locals == LOCALS
     assert command.chosen_size(command.Options(quick=True)) == QUICK
-    with pytest.raises(ValueError, match="--workers"):
-        command.chosen_size(command.Options(workers=0))
+    with pytest.raises(ValueError, match="workers"):
+        command.Options(workers=0)
 
 
 @pytest.mark.parametrize("task", ["recall", "copy", "code"])
@@ -260,21 +264,69 @@ def test_unfinished_cells_leave_gaps(tmp_path):
 @pytest.mark.slow
 def test_the_command_trains_once_and_plots_again(tmp_path, capsys, monkeypatch):
     arguments = [*ONE, "--out", str(tmp_path)]
-    assert command.main(arguments) == command.SUCCESS
-    first = Results(tmp_path / "quick.jsonl", QUICK).outcomes
+    assert command.main([*arguments, "--dry-run"]) == SUCCESS
+    assert not any(tmp_path.iterdir())
+    assert command.main(arguments) == SUCCESS
+    path = tmp_path / "quick.jsonl"
+    first = Results(path, QUICK).outcomes
     assert list(first) == [Cell("recall", "none", "attention", 0)]
+    before = path.read_bytes()
 
-    def compile_programs(*_):
+    def run_locally(*_, **__):
         raise AssertionError("there is nothing left to train")
 
-    monkeypatch.setattr(command, "compile_programs", compile_programs)
-    assert command.main(arguments) == command.SUCCESS
-    assert command.main([*arguments, "--plot"]) == command.SUCCESS
-    assert Results(tmp_path / "quick.jsonl", QUICK).outcomes == first
+    monkeypatch.setattr(run, "run_locally", run_locally)
+    assert command.main(arguments) == SUCCESS
+    assert command.main([*arguments, "--plot"]) == SUCCESS
+    assert path.read_bytes() == before
     assert "written: " in capsys.readouterr().out
+    # The command was killed between a cell's result and the line for it.
+    path.unlink()
+    assert command.main(arguments) == SUCCESS
+    assert Results(path, QUICK).outcomes == first
+
+
+def test_the_committed_cells_are_finished(capsys):
+    path = command.RESULTS / "cpu.jsonl"
+    results = Results(path, SIZES["cpu"])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(results.outcomes) == sum('"cell"' in line for line in lines) >= 39
+    assert command.main(["--dry-run"]) == SUCCESS
+    told = capsys.readouterr().out
+    assert told.count("finished  task=") == len(results.outcomes)
+    assert f"180 cells, {180 - len(results.outcomes)} to run" in told
+
+
+def test_a_cell_that_fails_is_told_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
+    sweep = cells.sweep_of(QUICK, [])
+    names = list(sweep.cells)
+    with sweep_folder(tmp_path / "quick.cells", sweep):
+        pass
+    where = tmp_path / "quick.cells" / "cells" / names[0]
+    where.mkdir(parents=True)
+    result = {"run": RUN, "outcome": dataclasses.asdict(outcome(0.5))}
+    values = {"cell": dataclasses.asdict(QUICK.cells[0]), "seconds": 1.0}
+    (where / "result.json").write_text(json.dumps(values | {"result": result}))
+
+    def run_locally(folder, missing, **_):
+        for name in missing:
+            yield run.Attempt(name, "raised an error")
+
+    monkeypatch.setattr(run, "run_locally", run_locally)
+    monkeypatch.setattr(command, "origin", lambda *_, **__: RUN)
+    arguments = ["--quick", "--out", str(tmp_path)]
+    assert command.main(arguments) == FAILED
+    told = capsys.readouterr()
+    assert f"{len(names) - 1} failed. The same command runs what is missing" in told.err
+    assert f"--retry {names[1]}" in told.err
+    assert list(Results(tmp_path / "quick.jsonl", QUICK).outcomes) == [QUICK.cells[0]]
+    # Cells of another version do not join them.
+    monkeypatch.setattr(command, "origin", lambda *_, **__: RUN | {"jax": "2"})
+    assert command.main(arguments) == BAD_INPUT
+    assert "made with jax 1; this run would differ" in capsys.readouterr().err
 
 
 def test_bad_usage_is_one_line(tmp_path, capsys):
     arguments = [*ONE, "--out", str(tmp_path), "--mixers", "rnn"]
-    assert command.main(arguments) == command.BAD_INPUT
+    assert command.main(arguments) == BAD_INPUT
     assert capsys.readouterr().err.startswith("local_mixer: mixers wants some of")

@@ -1,0 +1,1 @@
+"""Grids of runs, here or as a Slurm array. README.md tells how."""
