@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             traceback.print_exc()
             return leave(FAILURE)
-        print(f"swax: error: {one_line(error)}", file=sys.stderr)
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        print(f"swax: error: {where}{one_line(error)}", file=sys.stderr)
         return leave(code)
 
 
@@ -129,7 +130,7 @@ def _train(words: list[str]) -> None:
         print_help(Train, program="swax train", default=Train(recipe(RunConfig.preset)))
         return
     command = train_arguments(words, os.environ)
-    if used := used_variables(os.environ):
+    if (used := used_variables(os.environ)) and command.cluster.process in (None, 0):
         print(f"settings from the environment: {', '.join(used)}", file=sys.stderr)
     if command.dry_run:
         from swa_jax.commands.dry_run import print_dry_run
@@ -138,7 +139,12 @@ def _train(words: list[str]) -> None:
         return
     from swa_jax.commands.train import train_and_report
 
-    train_and_report(command.config, out=command.out, resume=command.resume)
+    train_and_report(
+        command.config,
+        out=command.out,
+        resume=command.resume,
+        cluster=command.cluster,
+    )
 
 
 def _eval(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swa_jax.data.pipeline import TextData
 from swa_jax.models.language_model import Model, language_model
@@ -77,7 +77,7 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
     model = language_model(config.model)
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(model, optimizer, mesh)
-    available = device_memory(mesh.devices.flat[0])
+    available = device_memory(mesh.local_devices[0])
     check_state_fits(config, abstract, available=available)
     return Program(
         config=config,
@@ -91,7 +91,10 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
         train_step=lambda rows: jit_train_step(
             model, optimizer, abstract, step_options(config, data, rows=rows)
         ),
-        statistics=jax.jit(partial(statistics_of_a_row, model)),
+        statistics=jax.jit(
+            partial(statistics_of_a_row, model),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),  # for every process
+        ),
         token_bytes_V=np.asarray(data.token_bytes_V),
     )
 
@@ -138,7 +141,7 @@ def compile_step(
     Raises Stopped where a signal comes first, and OutOfMemory for a step that the
     device cannot hold.
     """
-    config, device = program.config, program.mesh.devices.flat[0]
+    config, device = program.config, program.mesh.local_devices[0]
     available = device_memory(device)
     batch, window = abstract_batch(program, rows), jax.ShapeDtypeStruct((), np.int32)
 
