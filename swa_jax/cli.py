@@ -1,4 +1,4 @@
-"""The command ``swax``: train, eval, generate, tokenize, flops, report.
+"""The command ``swax``: train, eval, generate, tokenize, flops, report, doctor.
 
 What a command needs from JAX is imported when it runs, so that help and usage errors
 come at once.
@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from swa_jax.commands.arguments import asks_for_help, parse, print_help
+from swa_jax.commands.arguments import asks_for_help, parse, print_help, read
 from swa_jax.commands.errors import one_line, raised_by_us
 from swa_jax.commands.options import (
     Checkpoints,
+    Doctor,
     Eval,
     Export,
     Flops,
@@ -25,7 +26,12 @@ from swa_jax.commands.options import (
     Report,
     Tokenize,
 )
-from swa_jax.commands.train_arguments import Train, train_arguments, used_variables
+from swa_jax.commands.train_arguments import (
+    Train,
+    cluster_of,
+    train_arguments,
+    used_variables,
+)
 from swa_jax.training.config import RunConfig
 from swa_jax.training.interrupt import leave
 from swa_jax.training.recipes import recipe
@@ -40,6 +46,7 @@ commands:
   flops            parameters, FLOPs per token and state bytes of the presets
   report RUN       write one HTML file with the curves of a run
   checkpoints RUN  list what a run has saved and verify it
+  doctor           examine this machine, or a cluster, before a run
   export RUN       write the parameters of a run as safetensors
 
 `swax COMMAND --help` lists the options of a command with their units and defaults.
@@ -103,6 +110,7 @@ def _dispatch(arguments: list[str]) -> int:
         "flops": _flops,
         "report": _report,
         "checkpoints": _checkpoints,
+        "doctor": _doctor,
         "export": _export,
     }
     if arguments and arguments[0] in ("-h", "--help"):
@@ -228,6 +236,21 @@ def _checkpoints(arguments: list[str]) -> None:
     from swa_jax.commands.checkpoints import print_checkpoints
 
     print_checkpoints(command.run)
+
+
+def _doctor(words: list[str]) -> None:
+    if asks_for_help(words):
+        print_help(Doctor, program="swax doctor")
+        return
+    given = read(Doctor, words)
+    cluster = cluster_of(given, os.environ)
+    from swa_jax.commands.doctor import examine
+
+    examine(
+        cluster,
+        recheck=given.get(("recheck",), False),
+        cache=not given.get(("no_cache",), False),
+    )
 
 
 def _export(arguments: list[str]) -> None:

@@ -198,6 +198,18 @@ def from_first(name: str, call: Callable[[], T], /) -> T:
     return found["value"]
 
 
+def from_each(name: str, value: T, /) -> list[T]:
+    """The values that all processes give, in their order; JSON has to hold them."""
+    if process_count() == 1:
+        return [value]
+    key = _key(name)
+    _client().key_value_set(f"{key}/{process_index()}", json.dumps(value))
+    return [
+        json.loads(_client().blocking_key_value_get(f"{key}/{process}", _FOR_EVER))
+        for process in range(process_count())
+    ]
+
+
 def check_same(name: str, value: Any, /) -> None:
     """Raises ValueError where a process has another value than process 0 (JSON)."""
     first = from_first(name, lambda: value)
