@@ -126,44 +126,42 @@ def run_tests(chosen: Iterable[Case], /) -> Iterable[Finding]:
             np.asarray(jnp.asarray(x, jnp.bfloat16), "float64") for x in case.arrays
         ]
         with jax.enable_x64(True):
-            wanted = _results(case, rounded, ["float64"] * len(rounded), "reference")
+            types = ["float64"] * len(rounded)
+            wanted = _run(_lowered(case, rounded, types, "reference"), rounded, types)
         for dtype in dtypes:
             gates = len(rounded) - case.of_dtype
             types = [dtype] * case.of_dtype + ["float32"] * gates
-            for form in FORMS:
-                finding = _finding(case, rounded, types, form, wanted)
-                if finding is not None:
-                    yield finding
+            yield from _findings_of(case, rounded, types, wanted)
 
 
-def _finding(
-    case: Case,
-    arrays: list[np.ndarray],
-    types: list[str],
-    form: str | None,
-    wanted: Any,
-) -> Finding | None:
-    """What a form gives; None where it does not serve."""
-    name = form or "chosen"
-    try:
-        with jax.default_matmul_precision("highest"):
-            found = _results(case, arrays, types, form)
-    except NotImplementedError:
-        return None if form else Finding(case.name, name, types[0], None, "none serves")
-    except ValueError as error:
-        if "wants implementation" in str(error):  # a form that others have
-            return None
-        return Finding(case.name, name, types[0], None, str(error)[:300])
-    except Exception as error:  # of a compiler or a driver: what is looked for
-        return Finding(case.name, name, types[0], None, str(error)[:300])
-    return Finding(case.name, name, types[0], largest_error(found, wanted))
+def _findings_of(
+    case: Case, arrays: list[np.ndarray], types: list[str], wanted: Any
+) -> Iterable[Finding]:
+    """What each form that serves gives; one that was chosen does not run twice."""
+    seen: dict[str, Finding] = {}
+    for form in FORMS:
+        name = form or "chosen"
+        failed = partial(Finding, case.name, name, types[0], None)
+        try:
+            with jax.default_matmul_precision("highest"):
+                lowered = _lowered(case, arrays, types, form)
+                program = lowered.as_text()
+                if program not in seen:
+                    error = largest_error(_run(lowered, arrays, types), wanted)
+                    seen[program] = Finding(case.name, name, types[0], error)
+            yield seen[program]._replace(form=name)
+        except NotImplementedError as refusal:
+            if form is None:
+                yield failed(str(refusal)[:300])
+        except Exception as error:  # of a compiler or a driver: what is looked for
+            if "wants implementation" not in str(error):  # a form that others have
+                yield failed(f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def _results(
+def _lowered(
     case: Case, arrays: list[np.ndarray], types: list[str], form: str | None
-) -> list[np.ndarray]:
-    """The output and the gradients of the first arrays and of the gates, float64."""
-    given = [jnp.asarray(x, t) for x, t in zip(arrays, types, strict=True)]
+) -> jax.stages.Lowered:
+    """The output and the gradients of all arrays, not compiled yet."""
 
     @jax.jit
     def all_of(*given: jax.Array) -> tuple[jax.Array, ...]:
@@ -172,7 +170,25 @@ def _results(
         index = jnp.arange(out.size, dtype=jnp.int32).reshape(out.shape)
         return out, *back((index % 7 - 3).astype(out.dtype))
 
-    return [np.asarray(x, "float64") for x in all_of(*given)]
+    return all_of.lower(*_typed(arrays, types))
+
+
+def _run(
+    lowered: jax.stages.Lowered, arrays: list[np.ndarray], types: list[str]
+) -> list[np.ndarray]:
+    options: dict[str, Any] = {}
+    if jax.default_backend() == "cpu":
+        # Plain JAX, no kernel of ours: LLVM's passes would be most of the time.
+        options = {
+            "xla_backend_optimization_level": 0,
+            "xla_llvm_disable_expensive_passes": True,
+        }
+    compiled = lowered.compile(compiler_options=options)
+    return [np.asarray(x, "float64") for x in compiled(*_typed(arrays, types))]
+
+
+def _typed(arrays: list[np.ndarray], types: list[str]) -> list[jax.Array]:
+    return [jnp.asarray(x, t) for x, t in zip(arrays, types, strict=True)]
 
 
 def largest_error(found: list[np.ndarray], wanted: list[np.ndarray], /) -> float:
