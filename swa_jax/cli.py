@@ -250,6 +250,7 @@ def _doctor(words: list[str]) -> None:
         cluster,
         recheck=given.get(("recheck",), False),
         cache=not given.get(("no_cache",), False),
+        kernels=not given.get(("no_kernels",), False),
     )
 
 

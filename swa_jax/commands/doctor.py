@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,6 +30,7 @@ from swa_jax.training.cluster import (
 from swa_jax.training.cluster_config import ClusterConfig, launcher
 from swa_jax.training.memory import gigabytes
 
+SelfTest = Callable[[], list[Finding]]
 PACKAGES = ("swa_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = re.compile(
     r"(NCCL|JAX|XLA|SLURM|OMPI_COMM|GLOO|CUDA_VISIBLE|TF_CPP|SWAX|UCX|FI)_?|.*_proxy$",
@@ -43,27 +45,37 @@ class Unwell(OSError):
     """What a run would need does not work; what was found is printed."""
 
 
-def examine(cluster: ClusterConfig, /, *, recheck: bool, cache: bool) -> None:
+def examine(
+    cluster: ClusterConfig,
+    /,
+    *,
+    recheck: bool = False,
+    cache: bool = True,
+    kernels: bool = True,
+) -> None:
     """Prints devices, versions, settings, an all-reduce and the kernels' self-test.
 
-    `recheck` and `cache` as in `self_test`. Raises Unwell where something failed, with
-    the processes that do not answer, and what `joined` raises.
+    `recheck` and `cache` as in `self_test`, which runs with `kernels`.
+
+    Raises Unwell where something failed, with the processes that do not answer, and
+    what `joined` raises.
     """
+    test = partial(self_test, recheck=recheck, cache=cache) if kernels else None
     if launcher(cluster, os.environ) is None:
-        _examine(cluster, recheck=recheck, cache=cache)
+        _examine(cluster, test)
         return
     # JAX ends a process there and then when the others do not come: another one has to
     # say what that means, which does nothing else.
-    _in_a_child(lambda: _join_and_examine(cluster, recheck=recheck, cache=cache))
+    _in_a_child(lambda: _join_and_examine(cluster, test))
 
 
-def _join_and_examine(cluster: ClusterConfig, **options: bool) -> None:
+def _join_and_examine(cluster: ClusterConfig, test: SelfTest | None) -> None:
     with joined(cluster):
         end_when_hung(cluster.wait_seconds)
-        _examine(cluster, **options)
+        _examine(cluster, test)
 
 
-def _examine(cluster: ClusterConfig, *, recheck: bool, cache: bool) -> None:
+def _examine(cluster: ClusterConfig, test: SelfTest | None) -> None:
     say = print if is_first() else lambda *_: None
     sign("gathering the processes")
     barrier("doctor", seconds=cluster.wait_seconds)
@@ -74,18 +86,27 @@ def _examine(cluster: ClusterConfig, *, recheck: bool, cache: bool) -> None:
     right, line = all_reduce()
     say(line)
     failed += [] if right else ["the all-reduce"]
+    if test is not None:
+        failed += _say_kernels(test, say)
+    if failed:
+        raise Unwell(f"not well: {'; '.join(failed)}")
+    say("all is well")
+
+
+def _say_kernels(test: SelfTest, say: Callable[[str], None]) -> list[str]:
+    """Says what the self-test of this process finds; returns what is wrong in any."""
     sign("the kernels' self-test")
     begin = time.monotonic()
-    found = self_test(recheck=recheck, cache=cache)
+    found = test()
     say(f"self-test of the kernels ({time.monotonic() - begin:.1f} s):")
     for finding in found:
         say(f"  {describe(finding)}")
     wrong = from_each("findings", [describe(f) for f in found if not f.well])
-    for process, lines in enumerate(wrong):
-        failed += [f"process {process}: {line}" for line in lines]
-    if failed:
-        raise Unwell(f"not well: {'; '.join(failed)}")
-    say("all is well")
+    return [
+        f"process {process}: {line}"
+        for process, lines in enumerate(wrong)
+        for line in lines
+    ]
 
 
 def facts() -> dict[str, Any]:

@@ -107,11 +107,13 @@ class Doctor:
     Attributes:
         recheck: test the kernels again, though this device passed with these packages.
         no_cache: neither read nor keep what a test of the kernels has found.
+        no_kernels: leave the kernels out: devices, settings and the network only.
         cluster: how this process finds the others.
     """
 
     recheck: bool = False
     no_cache: bool = False
+    no_kernels: bool = False
     cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 

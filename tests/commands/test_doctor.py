@@ -81,7 +81,7 @@ def test_flags_reach_the_self_test(monkeypatch, capsys):
     monkeypatch.setattr(
         doctor, "self_test", lambda **options: asked.append(options) or [WELL]
     )
-    for words in ([], ["--recheck"], ["--no-cache"]):
+    for words in ([], ["--recheck"], ["--no-cache"], ["--no-kernels"]):
         assert main(["doctor", *words]) == 0
     assert asked == [
         {"recheck": False, "cache": True},

@@ -122,3 +122,25 @@ def test_a_requeued_job_finds_its_checkpoint_and_goes_on_bitwise(
     assert records_of(out) == records_of(whole)
     assert records_of(out)[-1]["step"] == 300
     assert (out / "report.html").is_file()
+
+
+def test_the_doctor_finds_the_processes_of_srun(slurm):
+    done = subprocess.run(
+        [
+            "srun",
+            "--ntasks=2",
+            *slurm.environment["SWAX"].split(),
+            "doctor",
+            "--no-kernels",
+        ],
+        env=slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "process 1 of 2: 1 x cpu, on " in done.stdout
+    assert "over 2 devices" in done.stdout
+    assert done.stdout.count("all is well") == 1
+    assert "SLURM_STEP_NODELIST=localhost" in done.stdout

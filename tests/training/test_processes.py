@@ -174,14 +174,14 @@ def test_a_killed_process_ends_the_others_which_name_it(crew, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_is_named_and_waited_for_no_longer(crew, tmp_path, rank):
     out = tmp_path / "run"
-    runs = crew.start(out, 2, pause=0.05, hang=4.0)
+    runs = crew.start(out, 2, pause=0.05, hang=8.0)
     wait_for_step(runs[0], 2)
     begin = time.monotonic()
     runs[rank].signal(signal.SIGSTOP)
     assert runs[1 - rank].wait() == 1
     assert time.monotonic() - begin < 60
     text = runs[1 - rank].text()
-    assert "runtime.hang_seconds=4" in text
+    assert "runtime.hang_seconds=8" in text
     named = "process 0, the coordinator of all" if rank == 0 else "process 1 on "
     assert named in text
     runs[rank].kill()
@@ -190,7 +190,7 @@ def test_a_process_that_hangs_is_named_and_waited_for_no_longer(crew, tmp_path, 
 def test_a_process_that_lives_and_does_nothing_is_named(crew, tmp_path):
     out = tmp_path / "run"
     runs = crew.start(
-        out, 2, hang=4.0, alone={1: {"point": "step", "after": 5, "hold": 1e4}}
+        out, 2, hang=8.0, alone={1: {"point": "step", "after": 5, "hold": 1e4}}
     )
     assert sorted(run.wait() for run in runs) == [1, 1]
     texts = " ".join(run.text() for run in runs)
