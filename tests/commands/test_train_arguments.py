@@ -11,6 +11,7 @@ from swa_jax.commands.train_arguments import (
 )
 from swa_jax.configuration import to_dict
 from swa_jax.data.config import SourceConfig
+from swa_jax.training.cluster_config import ClusterConfig
 from swa_jax.training.recipes import recipe
 
 
