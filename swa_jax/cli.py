@@ -138,9 +138,11 @@ def _train(words: list[str]) -> None:
         print_help(Train, program="swax train", default=Train(recipe(RunConfig.preset)))
         return
     command = train_arguments(words, os.environ)
-    if (used := used_variables(os.environ)) and command.cluster.process in (None, 0):
-        print(f"settings from the environment: {', '.join(used)}", file=sys.stderr)
+    used = used_variables(os.environ)
+    note = f"settings from the environment: {', '.join(used)}" if used else ""
     if command.dry_run:
+        if note:
+            print(note, file=sys.stderr)
         from swa_jax.commands.dry_run import print_dry_run
 
         print_dry_run(command.config, out=command.out, resume=command.resume)
@@ -152,6 +154,7 @@ def _train(words: list[str]) -> None:
         out=command.out,
         resume=command.resume,
         cluster=command.cluster,
+        note=note,
     )
 
 

@@ -58,11 +58,15 @@ class Case(NamedTuple):
     of_dtype: int
 
 
+def _segments() -> dict[str, np.ndarray]:
+    """Two segments, of which the first ends inside a tile."""
+    segments_BT = np.repeat([[1, 2]], B, 0).repeat([T - 37, 37], axis=1)
+    return {"segment_ids": segments_BT.astype(np.int32)}
+
+
 def cases() -> list[Case]:
     """The operations, each with a segment that ends inside a tile."""
-    random = np.random.default_rng(0)
-    segments_BT = np.repeat([[1, 2]], B, 0).repeat([T - 37, 37], axis=1)
-    ids = {"segment_ids": segments_BT.astype(np.int32)}
+    random, ids = np.random.default_rng(0), _segments()
 
     def normal(heads: int, *width: int) -> np.ndarray:
         return random.standard_normal((B, T, heads, *width))

@@ -1,5 +1,6 @@
 """``swax train``: a run from its configuration to its report."""
 
+import sys
 from pathlib import Path
 
 from swa_jax.commands.evaluate import print_evaluation
@@ -26,17 +27,20 @@ def train_and_report(
     out: Path | None,
     resume: bool,
     cluster: ClusterConfig | None = None,
+    note: str = "",
 ) -> None:
     """Trains, evaluates at the smallest and largest window, prints and reports.
 
     `cluster`: how this process finds the others of a run of several, of which process 0
-    alone prints and writes.
+    alone prints and writes. `note`: a line to print first.
 
     Raises ValueError and FileNotFoundError for a configuration, text or folder that
     does not serve, FloatingPointError for a loss that is not finite, and Stopped where
     a signal ended the run; its last step is saved.
     """
     with joined(cluster or ClusterConfig()):
+        if note and is_first():
+            print(note, file=sys.stderr)
         _train_and_report(config, out=out, resume=resume)
 
 

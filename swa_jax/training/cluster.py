@@ -84,20 +84,23 @@ def joined(config: ClusterConfig, /) -> Iterator[None]:
         return
     _initialize(config, by)
     index, count = process_index(), process_count()
+    stopped: Stopped | None = None
     with Watch(_client(), process=index, processes=count) as watch:
         _watch = watch
         try:
-            yield
+            try:
+                yield
+            except Stopped as all_have:  # after the same step
+                stopped = all_have
             _part(config)
-        except Stopped:  # all have, after the same step
-            _part(config)
-            raise
         except BaseException as error:
             lose_others()
             raise _failure(error, watch) from error
         finally:
             _watch = None
     jax.distributed.shutdown()
+    if stopped is not None:
+        raise stopped
 
 
 def _initialize(config: ClusterConfig, by: str) -> None:

@@ -40,7 +40,7 @@ from swa_jax.training.performance import (
     throughput_of,
     write_performance,
 )
-from swa_jax.training.placement import place_rows, process_share
+from swa_jax.training.placement import placing, process_share
 from swa_jax.training.program import STEP_ARRAYS, Program, compile_step, prepare
 from swa_jax.training.provenance import describe_changes, provenance
 from swa_jax.training.recorder import Recorder
@@ -273,11 +273,7 @@ def _measured_steps(
         rows: _compiled(program, rows, display, stop)
         for rows in rows_to_come(config, start.completed)
     }
-    performance = partial(
-        write_performance, out, compiled.values(), devices=program.mesh.size
-    )
-    if is_first():
-        performance({})
+    _write_performance(out, program, compiled, {})
     plan = describe_memory(compiled[max(compiled)].memory, None)
     steps = config.runtime.profile_steps if is_first() else None
     with (
@@ -290,11 +286,21 @@ def _measured_steps(
     if stop:
         recorder.stopped(completed)
     totals = recorder.throughput.of_the_run()
-    if is_first():
-        performance(totals)
+    _write_performance(out, program, compiled, totals)
     if line := describe_totals(totals):
         display.message(line)
     return state, completed
+
+
+def _write_performance(
+    out: Path,
+    program: Program,
+    compiled: Mapping[int, CompiledStep],
+    totals: Mapping[str, float],
+) -> None:
+    if is_first():
+        devices = program.mesh.size
+        write_performance(out, compiled.values(), totals, devices=devices)
 
 
 def _compiled(
@@ -319,10 +325,8 @@ def all_steps(
     does not wait for the host. The request to stop is read once a step, so that the
     loop ends after no other step than one that it has saved.
     """
-    config, sharding = program.config, batch_sharding(program.mesh)
-    share = process_share(program.mesh, sharding)
-    state, completed = start.state, start.completed
-    stopping = stop.point(f"step {completed + 1}")
+    config, place = program.config, placing(program.mesh, STEP_ARRAYS)
+    state, completed, stopping = start.state, start.completed, stop.point("the steps")
     while completed < config.steps and not stopping:
         window = window_at(
             config.windows, step=completed, steps=config.steps, seed=config.seed
@@ -330,8 +334,7 @@ def all_steps(
         with recorder.throughput.waiting_for_input():
             rows = next(batches)
         with profile.step(completed + 1):
-            arrays = {name: rows[name] for name in STEP_ARRAYS}
-            batch = place_rows(arrays, sharding, share=share)
+            batch = place(rows)
             step = compiled[len(batch["tokens"])]
             state, metrics = step.call(
                 state, batch, np.int32(window), program.token_bytes_V

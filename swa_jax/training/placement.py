@@ -1,13 +1,15 @@
 """Rows of a batch, from the process that reads them to the devices that want them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from swa_jax.training.sharding import batch_sharding
 
 
 def process_share(mesh: Mesh, rows: NamedSharding, /) -> tuple[int, int]:
@@ -44,6 +46,17 @@ def share_of(own: set[int], blocks: int, /) -> tuple[int, int]:
             "let mesh.tensor and the number of devices of a process divide each other"
         )
     return first // size, blocks // size
+
+
+def placing(
+    mesh: Mesh, names: Sequence[str], /
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
+    """What puts some arrays of a process's share of a batch on a mesh's devices."""
+    sharding = batch_sharding(mesh)
+    share = process_share(mesh, sharding)
+    return lambda batch: place_rows(
+        {name: batch[name] for name in names}, sharding, share=share
+    )
 
 
 def place_rows(

@@ -21,7 +21,7 @@ from swa_jax.training.incidents import (
 )
 from swa_jax.training.interrupt import Stopped, StopRequest, until_stopped
 from swa_jax.training.metrics import Display, MetricsLog, Record
-from swa_jax.training.placement import place_rows, process_share
+from swa_jax.training.placement import placing, process_share
 from swa_jax.training.program import STEP_ARRAYS, Program
 from swa_jax.training.sharding import batch_sharding
 from swa_jax.training.step import StepMetrics, TrainState
@@ -239,8 +239,8 @@ class Recorder:
 
     def _validation_batches(self) -> Iterable[Mapping[str, Any]]:
         config, mesh = self._program.config, self._program.mesh
-        sharding = batch_sharding(mesh)
-        share = process_share(mesh, sharding)
+        share = process_share(mesh, batch_sharding(mesh))
+        place = placing(mesh, STEP_ARRAYS)
         batches = validation_batches(
             self._program.data,
             batch_size=config.batch.rows // config.batch.accumulation,
@@ -249,9 +249,7 @@ class Recorder:
             process_count=share[1],
         )
         return (
-            place_rows(
-                {name: batch[name] for name in STEP_ARRAYS}, sharding, share=share
-            )
+            place(batch)
             for batch in batches
             # An evaluation that nobody waits for ends early.
             if not self._stop.point("a batch of a validation")

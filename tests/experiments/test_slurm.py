@@ -61,12 +61,13 @@ def config(tmp_path_factory):
     small = run_config(
         write_corpus(folder / "corpus"),
         model=MODEL,
-        steps=300,
+        steps=240,
         batch=BatchConfig(rows=4),
         mesh=MeshConfig(fsdp=2),
-        checkpoint=CheckpointConfig(every=50, keep=2),
+        # Saves take the time in which a signal, looked for once a second, arrives.
+        checkpoint=CheckpointConfig(every=8, keep=2),
         logging=LoggingConfig(
-            console_seconds=0.0, validation_every=100, validation_batches=1
+            console_seconds=0.0, validation_every=120, validation_batches=1
         ),
     )
     file = folder / "run.json"
@@ -120,7 +121,7 @@ def test_a_requeued_job_finds_its_checkpoint_and_goes_on_bitwise(
     assert "stopped by a signal; step" in text
     assert text.count("exit code 143") >= 1, text
     assert records_of(out) == records_of(whole)
-    assert records_of(out)[-1]["step"] == 300
+    assert records_of(out)[-1]["step"] == 240
     assert (out / "report.html").is_file()
 
 
