@@ -172,6 +172,17 @@ def test_a_killed_process_ends_the_others_which_name_it(crew, tmp_path):
     assert_bitwise(out, crew.whole)
 
 
+def test_the_end_of_process_0_is_the_end_of_the_others(crew, tmp_path):
+    runs = crew.start(tmp_path / "run", 2, pause=0.05)
+    wait_for_step(runs[0], 6)
+    runs[0].kill()
+    # JAX ends the process as soon as it sees that its coordinator is gone; we may see
+    # first that the collective has broken.
+    assert runs[1].wait() in (1, -signal.SIGABRT)
+    words = runs[1].text()
+    assert "process 0, the coordinator of all" in words or "leader task" in words
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_hangs_is_named_and_waited_for_no_longer(crew, tmp_path, rank):
     out = tmp_path / "run"
