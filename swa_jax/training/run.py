@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -177,19 +178,36 @@ def held_folder(
 ) -> Iterator[None]:
     """Keeps other runs out of a folder, which begins or goes on, while the block runs.
 
-    Process 0 does it for all. Raises what `locked` and `check_folder` raise.
+    Process 0 does it for all, and all see the folder. Raises what `locked`,
+    `check_folder` and `check_seen` raise.
     """
     with ExitStack() as held:
 
-        def begin() -> None:
+        def begin() -> str:
             held.enter_context(locked(path))
             # Nobody may have begun here while the data was loaded.
             check_folder(path, config, resume=resume)
             if not resume:
                 begin_folder(path, config, tokenizer)
+            return (path / LOCK_FILE).read_text(encoding="utf-8")
 
-        from_first("the run folder", begin)
+        check_seen(path / LOCK_FILE, from_first("the run folder", begin))
         yield
+
+
+def check_seen(file: Path, text: str, /, *, patience: float = 60.0) -> None:
+    """Raises ValueError where a file has not the text that process 0 has written.
+
+    `patience` (seconds): a network file system shows what is new after a while.
+    """
+    end = time.monotonic() + patience
+    while not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{who()} does not see what process 0 has written to {file}; the run "
+                "folder must be on a file system that all nodes see"
+            )
+        time.sleep(min(1.0, patience / 10))
 
 
 def check_same_everywhere(config: RunConfig, /) -> None:

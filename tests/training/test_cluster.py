@@ -5,6 +5,7 @@
 
 import os
 import signal
+import threading
 
 import jax
 import pytest
@@ -22,6 +23,7 @@ from swa_jax.training.cluster import (
     stop_requests,
 )
 from swa_jax.training.cluster_config import ClusterConfig
+from swa_jax.training.run import check_seen
 
 # As JAX 0.10 and 0.12 say it.
 TIMED_OUT = """DEADLINE_EXCEEDED: Barrier timed out. Id: swax/end/1::0. This usually
@@ -135,3 +137,16 @@ def test_a_launcher_that_jax_does_not_know_is_an_error(monkeypatch):
         joined(ClusterConfig()),
     ):
         pass
+
+
+def test_a_run_folder_that_is_another_on_each_node_is_refused(two, tmp_path):
+    two(1)
+    file = tmp_path / "run.lock"
+    with pytest.raises(ValueError, match=r"process 1 of 2 .* does not see .*run.lock"):
+        check_seen(file, "of process 0", patience=0.1)
+    file.write_text("of a run before, on this node's own disk")
+    with pytest.raises(ValueError, match="file system that all nodes see"):
+        check_seen(file, "of process 0", patience=0.1)
+    appears = threading.Timer(0.2, lambda: file.write_text("of process 0"))
+    appears.start()
+    check_seen(file, "of process 0", patience=10.0)
