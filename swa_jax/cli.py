@@ -1,4 +1,4 @@
-"""The command ``swax``: train, eval, generate, tokenize, flops, plan, report.
+"""The command ``swax``: train, eval, generate, tokenize, flops, plan, report, doctor.
 
 What a command needs from JAX is imported when it runs, so that help and usage errors
 come at once.
@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from swa_jax.commands.arguments import asks_for_help, parse, print_help
+from swa_jax.commands.arguments import asks_for_help, parse, print_help, read
 from swa_jax.commands.errors import one_line, raised_by_us
 from swa_jax.commands.options import (
     Checkpoints,
+    Doctor,
     Eval,
     Export,
     Flops,
@@ -26,7 +27,12 @@ from swa_jax.commands.options import (
     Tokenize,
 )
 from swa_jax.commands.plan_arguments import Plan, plan_arguments
-from swa_jax.commands.train_arguments import Train, train_arguments, used_variables
+from swa_jax.commands.train_arguments import (
+    Train,
+    cluster_of,
+    train_arguments,
+    used_variables,
+)
 from swa_jax.training.config import RunConfig
 from swa_jax.training.interrupt import leave
 from swa_jax.training.recipes import recipe
@@ -42,6 +48,7 @@ commands:
   plan             compile a step for a cluster that is not there: memory, time
   report RUN       write one HTML file with the curves of a run
   checkpoints RUN  list what a run has saved and verify it
+  doctor           examine this machine, or a cluster, before a run
   export RUN       write the parameters of a run as safetensors
 
 `swax COMMAND --help` lists the options of a command with their units and defaults.
@@ -72,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             traceback.print_exc()
             return leave(FAILURE)
-        print(f"swax: error: {one_line(error)}", file=sys.stderr)
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        print(f"swax: error: {where}{one_line(error)}", file=sys.stderr)
         return leave(code)
 
 
@@ -105,6 +113,7 @@ def _dispatch(arguments: list[str]) -> int:
         "plan": _plan,
         "report": _report,
         "checkpoints": _checkpoints,
+        "doctor": _doctor,
         "export": _export,
     }
     if arguments and arguments[0] in ("-h", "--help"):
@@ -132,16 +141,24 @@ def _train(words: list[str]) -> None:
         print_help(Train, program="swax train", default=Train(recipe(RunConfig.preset)))
         return
     command = train_arguments(words, os.environ)
-    if used := used_variables(os.environ):
-        print(f"settings from the environment: {', '.join(used)}", file=sys.stderr)
+    used = used_variables(os.environ)
+    note = f"settings from the environment: {', '.join(used)}" if used else ""
     if command.dry_run:
+        if note:
+            print(note, file=sys.stderr)
         from swa_jax.commands.dry_run import print_dry_run
 
         print_dry_run(command.config, out=command.out, resume=command.resume)
         return
     from swa_jax.commands.train import train_and_report
 
-    train_and_report(command.config, out=command.out, resume=command.resume)
+    train_and_report(
+        command.config,
+        out=command.out,
+        resume=command.resume,
+        cluster=command.cluster,
+        note=note,
+    )
 
 
 def _eval(arguments: list[str]) -> None:
@@ -235,6 +252,22 @@ def _checkpoints(arguments: list[str]) -> None:
     from swa_jax.commands.checkpoints import print_checkpoints
 
     print_checkpoints(command.run)
+
+
+def _doctor(words: list[str]) -> None:
+    if asks_for_help(words):
+        print_help(Doctor, program="swax doctor")
+        return
+    given = read(Doctor, words)
+    cluster = cluster_of(given, os.environ)
+    from swa_jax.commands.doctor import examine
+
+    examine(
+        cluster,
+        recheck=given.get(("recheck",), False),
+        cache=not given.get(("no_cache",), False),
+        kernels=not given.get(("no_kernels",), False),
+    )
 
 
 def _export(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ whole are sums of what each part gives (Liu et al. 2023, arXiv:2310.01889).
 """
 
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 def attention_part(
-    *arrays: jax.Array | None, part: Part, beyond: int
+    *arrays: Any, part: Part, beyond: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns out_BTNH over these keys alone and the log-sum-exp of each query's
     logits, natural, float32 or wider, of shape BTN; below -1e19 where it sees no key.
@@ -58,7 +58,7 @@ def attention_part(
 
 
 def attention_part_gradients(
-    *arrays: jax.Array | None, part: Part, beyond: int
+    *arrays: Any, part: Part, beyond: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Returns what a part of the keys adds to dq_BTNH, its dk_BSKH and dv_BSKH, and
     dsinks_N (None without sinks).
@@ -86,8 +86,8 @@ def joined(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns out_BTNH, in the dtype of lse_BTN, and lse_BTN over two parts' keys."""
     lse_BTN = jnp.logaddexp(left[1], right[1])
-    out_BTNH = sum(
+    shares = (
         jnp.exp(part_BTN - lse_BTN)[..., None] * out_BTNH.astype(lse_BTN.dtype)
         for out_BTNH, part_BTN in (left, right)
     )
-    return out_BTNH, lse_BTN
+    return jnp.add(*shares), lse_BTN

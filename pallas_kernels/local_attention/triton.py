@@ -6,6 +6,7 @@ arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). It masks at the edges only
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def local_attention_triton(
 
 
 def attention_part_triton(
-    *arrays: jax.Array | None, softcap: float | None, precise: bool, beyond: int
+    *arrays: Any, softcap: float | None, precise: bool, beyond: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns out_BTNH and the log-sum-exp of each query's logits, BTN; part.py.
 
@@ -72,7 +73,7 @@ def attention_part_triton(
 
 
 def attention_part_gradients_triton(
-    *arrays: jax.Array | None, softcap: float | None, precise: bool, beyond: int
+    *arrays: Any, softcap: float | None, precise: bool, beyond: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Returns dq_BTNH, dk_BSKH, dv_BSKH and dsinks_N (None without); part.py.
 

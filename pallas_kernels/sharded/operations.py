@@ -25,10 +25,16 @@ from pallas_kernels.sharded.local_attention import local_attention_over
 from pallas_kernels.sharded.scalar_decay import linear_attention_over, mlstm_over
 from pallas_kernels.sharded.short_conv import short_conv_over
 
-_WINDOW_CACHE = _local_attention.WindowCache("BLKH", "BLKH", "BL", "B")
-_MLSTM_STATE = _mlstm.MLSTMState("BNHP", "BNH", "BN", "B")
-_MEMORY = _linear_attention.LinearAttentionState("BNHP", "B")
-_TAIL = _short_conv.ShortConvState("BLN", "BL")
+
+def _letters(kind: Any, *letters: str) -> Any:
+    """Returns the letters of the dimensions of each field of a state."""
+    return kind(*letters)
+
+
+_WINDOW_CACHE = _letters(_local_attention.WindowCache, "BLKH", "BLKH", "BL", "B")
+_MLSTM_STATE = _letters(_mlstm.MLSTMState, "BNHP", "BNH", "BN", "B")
+_MEMORY = _letters(_linear_attention.LinearAttentionState, "BNHP", "B")
+_TAIL = _letters(_short_conv.ShortConvState, "BLN", "BL")
 
 
 def local_attention(

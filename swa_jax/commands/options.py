@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from swa_jax.training.cluster_config import ClusterConfig
 from swa_jax.training.config import Step
 
 _INT32 = 2**31
@@ -94,6 +95,26 @@ class Flops:
     seq_len: int = 16_384
     windows: tuple[int, ...] = (128, 2048)
     json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Examine this machine, or all processes of a cluster, before a run.
+
+    Prints devices, versions and the variables that matter; adds numbers over all
+    devices; compares every kernel's outputs and gradients with their definition.
+
+    Attributes:
+        recheck: test the kernels again, though this device passed with these packages.
+        no_cache: neither read nor keep what a test of the kernels has found.
+        no_kernels: leave the kernels out: devices, settings and the network only.
+        cluster: how this process finds the others.
+    """
+
+    recheck: bool = False
+    no_cache: bool = False
+    no_kernels: bool = False
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 @dataclasses.dataclass(frozen=True)

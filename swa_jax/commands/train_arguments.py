@@ -23,10 +23,11 @@ from swa_jax.configuration import (
     plain,
     to_dict,
 )
+from swa_jax.training.cluster_config import ClusterConfig
 from swa_jax.training.config import RunConfig
 from swa_jax.training.recipes import recipe
 
-PREFIX = "SWAX_"
+PREFIX, CLUSTER_PREFIX = "SWAX_", "SWAX_CLUSTER__"
 # Further spellings of fields of the configuration.
 SHORT_FLAGS = {"data": ("data", "path"), "profile": ("runtime", "profile_steps")}
 
@@ -52,6 +53,7 @@ class Train:
             --data.path.
         profile: first and last step of a profile for TensorBoard and XProf; short for
             --runtime.profile-steps.
+        cluster: how this process finds the others of its run; no part of the run.
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -61,6 +63,7 @@ class Train:
     dry_run: bool = False
     data: str | None = None
     profile: tuple[int, int] | None = None
+    cluster: ClusterConfig = dataclasses.field(default_factory=ClusterConfig)
 
 
 def train_arguments(words: Sequence[str], environment: Mapping[str, str], /) -> Train:
@@ -70,8 +73,13 @@ def train_arguments(words: Sequence[str], environment: Mapping[str, str], /) -> 
     anything that is not taken as it is written.
     """
     given, config = run_settings(Train, SHORT_FLAGS, words, environment)
-    options = {path[0]: value for path, value in given.items() if path[0] != "config"}
-    return Train(config, **options)
+    cluster = cluster_of(given, environment)
+    return Train(config, cluster=cluster, **_options(given))
+
+
+def _options(given: Mapping[FieldPath, Any]) -> dict[str, Any]:
+    """What is given of the command's own fields, without its nested ones."""
+    return {path[0]: value for path, value in given.items() if len(path) == 1}
 
 
 def run_settings(
@@ -88,7 +96,7 @@ def run_settings(
     stand for one of the run's. Raises what `train_arguments` raises.
     """
     given = read(command, words)
-    options = {path[0]: value for path, value in given.items() if path[0] != "config"}
+    options = _options(given)
     if options.get("resume") and options.get("out") is None:
         raise ValueError("--resume wants the run folder to go on with: add --out RUN.")
     flags = _nested(
@@ -113,11 +121,28 @@ def environment_settings(environment: Mapping[str, str], /) -> dict[str, Any]:
     A value is what would stand after the flag; words of a list are apart by spaces.
     Raises ValueError for a variable of the prefix that names no setting.
     """
-    hints = leaf_hints(RunConfig)
-    fields = {PREFIX + "__".join(path).upper(): path for path in hints}
+    return _settings_of(RunConfig, environment, prefix=PREFIX)
+
+
+def cluster_of(
+    given: Mapping[tuple[str, ...], Any], environment: Mapping[str, str], /
+) -> ClusterConfig:
+    """The launch that flags (by the paths of their fields) and variables describe."""
+    flags = {path[1:]: value for path, value in given.items() if path[0] == "cluster"}
+    variables = _settings_of(ClusterConfig, environment, prefix=CLUSTER_PREFIX)
+    return from_dict(ClusterConfig, merged(variables, _nested(flags)))
+
+
+def _settings_of(
+    cls: type, environment: Mapping[str, str], *, prefix: str
+) -> dict[str, Any]:
+    hints = leaf_hints(cls)
+    fields = {prefix + "__".join(path).upper(): path for path in hints}
     given = {}
     for name, text in sorted(environment.items()):
-        if not name.startswith(PREFIX):
+        if not name.startswith(prefix):
+            continue
+        if prefix == PREFIX and name.startswith(CLUSTER_PREFIX):
             continue
         if name not in fields:
             near = difflib.get_close_matches(name[:80], fields, n=2, cutoff=0.5)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
@@ -73,7 +74,7 @@ def evaluate(
     edges: tuple[int, ...] = ()
     sums_2J, sums_2S, text_bytes = np.zeros((2, 0)), np.zeros((2, sources)), 0.0
     for rows in batches:
-        targets_BT, segment_ids_BT = (np.asarray(rows[name]) for name in ARRAYS[1:])
+        targets_BT, segment_ids_BT = (_on_host(rows[name]) for name in ARRAYS[1:])
         if not edges:
             edges = position_edges(targets_BT.shape[1])
             sums_2J = np.zeros((2, len(edges) - 1))
@@ -82,7 +83,7 @@ def evaluate(
         nll = _nll_of(model, params, rows, window=window, chunk=chunk)[counted_BT]
         sums_2J += _binned(np.searchsorted(edges, positions, "right") - 1, nll, sums_2J)
         if sources > 1:
-            source_of = np.asarray(rows["sources"])[np.nonzero(counted_BT)[0]]
+            source_of = _on_host(rows["sources"])[np.nonzero(counted_BT)[0]]
             sums_2S += _binned(source_of, nll, sums_2S)
         text_bytes += float(token_bytes[targets_BT[counted_BT]].sum(dtype=np.float64))
     by_source = sums_2S if sources > 1 else sums_2J.sum(axis=1, keepdims=True)
@@ -100,7 +101,14 @@ def _nll_of(
     """Returns nll_BT (nats/token) on the host."""
     batch = {name: rows[name] for name in ARRAYS}
     blocks = _blocks_of_rows(batch["tokens"])
-    return np.asarray(_batch_nll(model, blocks, chunk, params, batch, np.int32(window)))
+    return _on_host(_batch_nll(model, blocks, chunk, params, batch, np.int32(window)))
+
+
+def _on_host(array: Any) -> NDArray[Any]:
+    """Returns an array of which other processes may hold parts: all have all of it."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def _binned(

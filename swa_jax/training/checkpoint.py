@@ -9,6 +9,10 @@ and initial values are pure functions of the two.
 A save writes `N.unfinished`, then the checksums of all its files, puts everything on
 disk and renames the folder to `N`: the rename is the commit. Orbax alone would not
 notice a flipped bit.
+
+Several processes share the folder, on a file system that all of them see. Each writes
+its own pieces of the arrays; process 0 commits, removes and renames, and no process
+goes on as if a step were saved before it has.
 """
 
 import json
@@ -16,6 +20,7 @@ import math
 import shutil
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +28,9 @@ import orbax.checkpoint as ocp
 
 from swa_jax.configuration import differences, to_dict
 from swa_jax.data.one_move import write_in_one_move
+from swa_jax.training.cluster import from_first, is_first, process_count
 from swa_jax.training.config import RunConfig
+from swa_jax.training.interrupt import Stopped
 from swa_jax.training.manifest import (
     check_file,
     find_damage,
@@ -91,15 +98,21 @@ class Checkpoints:
         self._commit: threading.Thread | None = None
         self._failure: SaveFailed | None = None
         if keep is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for suffix in (UNFINISHED, REMOVED):
-                for leftover in self.folder.glob(f"*{suffix}*"):
-                    remove(leftover)
+            from_first("the checkpoints' folder", self._begin)
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for suffix in (UNFINISHED, REMOVED):
+            for leftover in self.folder.glob(f"*{suffix}*"):
+                remove(leftover)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        together = (FloatingPointError, Stopped)  # what all processes end with
+        if process_count() > 1 and kind is not None and not issubclass(kind, together):
+            return  # a save waits for all processes, and this one is lost or leaves
         try:
             self.wait()
         except SaveFailed:
@@ -226,15 +239,18 @@ class Checkpoints:
         """
         self.wait()
         try:
-            text = json.dumps({"validation_loss": loss}) + "\n"
-            write_in_one_move(self.folder / str(step) / VALIDATION_FILE, text)
-            self._prune()  # another one may be the best now
+            from_first("the validation", partial(self._add_loss, step, loss))
         except OSError as error:
             raise SaveFailed(
                 f"the validation loss of step {step} could not be saved in "
                 f"{self.folder}: {error}. Make room or give permission to write, then "
                 "go on with --resume"
             ) from error
+
+    def _add_loss(self, step: int, loss: float) -> None:
+        text = json.dumps({"validation_loss": loss}) + "\n"
+        write_in_one_move(self.folder / str(step) / VALIDATION_FILE, text)
+        self._prune()  # another one may be the best now
 
     def set_aside_after(self, step: int, /) -> None:
         """Renames the checkpoints after a step, which a resumed run passed over."""
@@ -281,21 +297,17 @@ class Checkpoints:
 
     def _finish(self, step: int, record: SavedRun) -> None:
         """Commits what Orbax is writing, then removes what is no longer kept."""
-        unfinished = self.folder / f"{step}{UNFINISHED}"
         try:
             self._orbax.wait_until_finished()
-            text = json.dumps(record._asdict(), indent=1) + "\n"
-            (unfinished / RECORD_FILE).write_text(text, encoding="utf-8")
-            write_manifest(unfinished)
-            unfinished.rename(self.folder / str(step))
-            sync_folder(self.folder)
+            from_first("the commit", partial(self._commit_files, step, record))
         except Exception as error:  # it belongs to the training loop
             failure = self._failed(step, error)
             failure.__cause__ = error
             self._failure = failure
             return
         try:
-            self._prune()
+            if is_first():
+                self._prune()
         except OSError as error:
             failure = SaveFailed(
                 f"step {step} is saved in {self.folder}; older ones could not be "
@@ -303,6 +315,14 @@ class Checkpoints:
             )
             failure.__cause__ = error
             self._failure = failure
+
+    def _commit_files(self, step: int, record: SavedRun) -> None:
+        unfinished = self.folder / f"{step}{UNFINISHED}"
+        text = json.dumps(record._asdict(), indent=1) + "\n"
+        (unfinished / RECORD_FILE).write_text(text, encoding="utf-8")
+        write_manifest(unfinished)
+        unfinished.rename(self.folder / str(step))
+        sync_folder(self.folder)
 
     def _prune(self) -> None:
         """Keeps the newest ones and the best; the newest of all is sound."""
@@ -316,7 +336,9 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> SaveFailed:
         """The error of a save; the space that its files take is free again."""
-        for leftover in self.folder.glob(f"{step}{UNFINISHED}*"):
+        # Other processes may still be writing their pieces: those, `_begin` removes.
+        alone = process_count() == 1
+        for leftover in self.folder.glob(f"{step}{UNFINISHED}*") if alone else ():
             shutil.rmtree(leftover, ignore_errors=True)
         reason = str(error).strip().partition("\n")[0]
         return SaveFailed(

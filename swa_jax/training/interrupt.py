@@ -19,6 +19,8 @@ _SHOW_CURSOR = "\x1b[?25h"  # which a progress bar hides
 class StopRequest:
     """False until somebody asks for a stop."""
 
+    signals: tuple[int, ...] = STOPPING  # that `stop_on_signals` hands to `ask`
+
     def __init__(self):
         self.number: int | None = None  # of the signal that asked first
 
@@ -29,6 +31,13 @@ class StopRequest:
         """Turns true; the first signal stands."""
         if self.number is None:
             self.number = number
+
+    def point(self, doing: str, /) -> bool:
+        """Whether to stop before what is done next, `doing`.
+
+        All processes of a run call it at the same points, and get the same answer.
+        """
+        return bool(self)
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,12 +84,22 @@ def until_stopped(call: Callable[[], T], stop: StopRequest, /) -> T:
     return work.result
 
 
+_others_lost = False
+
+
+def lose_others() -> None:
+    """Has `leave` go at once: other processes of the run no longer answer."""
+    global _others_lost
+    _others_lost = True
+
+
 def leave(code: int, /) -> int:
     """The exit code; leaves with it at once where abandoned work is still going on.
 
-    The interpreter cannot end in order while a thread of its own is inside XLA.
+    The interpreter cannot end in order while a thread of its own is inside XLA, or
+    waits for another process that will not answer.
     """
-    if any(isinstance(thread, _Work) for thread in threading.enumerate()):
+    if _others_lost or any(isinstance(t, _Work) for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -88,7 +107,7 @@ def leave(code: int, /) -> int:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(request: StopRequest | None = None, /) -> Iterator[StopRequest]:
     """A request that SIGINT and SIGTERM turn true, while the block runs.
 
     A step that has begun can then end: its state is given up to the next one, so there
@@ -97,7 +116,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     device. Outside of the main thread, where Python handles no signals, the request
     stays false.
     """
-    request = StopRequest()
+    request = StopRequest() if request is None else request
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -108,7 +127,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     woken = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, ask) for number in STOPPING}
+    before = {number: signal.signal(number, ask) for number in request.signals}
     watcher = threading.Thread(
         target=_watch, args=(receiver, request), name="swax-signals", daemon=True
     )
@@ -132,7 +151,7 @@ def _watch(receiver: socket.socket, request: StopRequest) -> None:
         for number in numbers:
             if number == signal.SIGINT and asked:
                 _leave_now()
-            if number in STOPPING:
+            if number in request.signals:
                 asked = True
                 request.ask(number)
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from swa_jax.configuration import from_dict
@@ -20,19 +19,28 @@ from swa_jax.training.checkpoint import (
     check_same_run,
     check_same_text,
 )
+from swa_jax.training.cluster import (
+    check_same,
+    end_when_hung,
+    from_first,
+    is_first,
+    sign,
+    stop_requests,
+)
 from swa_jax.training.compilation_cache import compilation_cache
 from swa_jax.training.config import RunConfig
 from swa_jax.training.incidents import LossSpike, NonFiniteLoss
-from swa_jax.training.interrupt import StopRequest, stop_on_signals, until_stopped
-from swa_jax.training.lock import check_free, locked
+from swa_jax.training.interrupt import StopRequest, until_stopped
+from swa_jax.training.lock import check_free
 from swa_jax.training.memory import describe_memory, memory_errors
-from swa_jax.training.metrics import Display, MetricsLog
+from swa_jax.training.metrics import Display, MetricsLog, NoLog
 from swa_jax.training.performance import (
     CompiledStep,
     describe_totals,
     throughput_of,
     write_performance,
 )
+from swa_jax.training.placement import placing, process_share
 from swa_jax.training.program import STEP_ARRAYS, Program, compile_step, prepare
 from swa_jax.training.provenance import describe_changes, provenance
 from swa_jax.training.recorder import Recorder
@@ -41,6 +49,8 @@ from swa_jax.training.run import (
     TOKENIZER_FILE,
     begin_folder,
     check_folder,
+    check_same_everywhere,
+    held_folder,
 )
 from swa_jax.training.sharding import batch_sharding
 from swa_jax.training.step import TrainState
@@ -84,28 +94,33 @@ def train(
     newest checkpoint that verifies (from the start where there is none at all) and ends
     with bitwise the parameters of an uninterrupted run on the same devices. Ctrl-C and
     SIGTERM save a checkpoint and return early; before the first step, where there is
-    nothing to save, they raise Stopped.
+    nothing to save, they raise Stopped. All processes of a run call it (`joined`), on
+    folders that all of them see, and return after the same step.
 
     Raises NonFiniteLoss; SaveFailed; ValueError for a folder in use, for a resumed run
     with another configuration or text and for checkpoints of which none verifies;
     FileNotFoundError where there is nothing to resume.
     """
     out = Path(out)
-    check_free(out)
-    check_folder(out, config, resume=resume)
+    end_when_hung(config.runtime.hang_seconds)
+    check_same_everywhere(config)
+    from_first("the run folder", partial(_check_before, out, config, resume))
+    sign("loading the text")
     data = _load(config, out) if data is None else data
+    check_same("text", data.fingerprint)
     notes: list[str] = []
     with (
-        stop_on_signals() as stop,
+        stop_requests() as stop,
         compilation_cache(config.runtime.compilation_cache, say=notes.append),
     ):
         program = prepare(config, data)
-        with locked(out):
-            # Nobody may have begun here while the data was loaded.
-            check_folder(out, config, resume=resume)
-            if not resume:
-                begin_folder(out, config, data.tokenizer)
+        with held_folder(out, config, data.tokenizer, resume=resume):
             return _train(program, out, stop, notes)
+
+
+def _check_before(out: Path, config: RunConfig, resume: bool) -> None:
+    check_free(out)
+    check_folder(out, config, resume=resume)
 
 
 def _load(config: RunConfig, out: Path) -> TextData:
@@ -118,11 +133,14 @@ def _load(config: RunConfig, out: Path) -> TextData:
 
 def _batches(program: Program) -> TrainIterator:
     config = program.config
+    index, count = process_share(program.mesh, batch_sharding(program.mesh))
     return train_iterator(
         program.data,
         rows_of_step=partial(rows_of_step, config),
         seed=config.seed,
         workers=config.data.workers,
+        process_index=index,
+        process_count=count,
     )
 
 
@@ -138,15 +156,15 @@ def _train(
     ):
         with memory_errors(config, doing="making the state", numbers=""):
             start = until_stopped(lambda: _start(program, checkpoints, batches), stop)
-        begin_folder(out, config, data.tokenizer)  # only now is it sure to go on
+        if is_first():  # only now is it sure to go on
+            begin_folder(out, config, data.tokenizer)
         with (
-            MetricsLog(
-                out, completed_steps=start.completed, validated=start.validated
-            ) as log,
+            _log(out, start) as log,
             Display(
                 steps=config.steps,
                 completed_steps=start.completed,
                 seconds=config.logging.console_seconds,
+                quiet=not is_first(),
             ) as display,
         ):
             for line in (*notes, *start.notes, _describe_text(data)):
@@ -168,6 +186,13 @@ def _train(
     )
 
 
+def _log(out: Path, start: Start) -> MetricsLog:
+    """The log of a run's first process; the others write none."""
+    if not is_first():
+        return NoLog()
+    return MetricsLog(out, completed_steps=start.completed, validated=start.validated)
+
+
 def _describe_text(data: TextData) -> str:
     """A line on the size of both splits and on the files that were left out."""
     train, validation = data.train_size, data.validation_size
@@ -182,7 +207,9 @@ def _describe_text(data: TextData) -> str:
 
 def _start(program: Program, checkpoints: Checkpoints, batches: TrainIterator) -> Start:
     """Where to begin or go on; moves the iterator there."""
-    completed, config = checkpoints.latest_step(), program.config
+    config = program.config
+    sign("verifying the checkpoints")
+    completed = from_first("the step to go on from", checkpoints.latest_step)
     if completed is None:
         return Start(program.initial(), 0, validated=True, notes=())
     saved = checkpoints.record(completed)
@@ -191,7 +218,7 @@ def _start(program: Program, checkpoints: Checkpoints, batches: TrainIterator) -
     check_same_text(saved.data["fingerprint"], program.data.fingerprint)
     batches.set_state(saved.data["iterator"])
     state = checkpoints.restore(program.abstract, step=completed)
-    checkpoints.set_aside_after(completed)
+    from_first("setting aside", partial(checkpoints.set_aside_after, completed))
     changes = describe_changes(
         {**saved.provenance, "mesh": str(saved_config.mesh)},
         {**provenance(), "mesh": str(config.mesh)},
@@ -243,12 +270,12 @@ def _measured_steps(
         display.message(f"the run in {out} has all its {config.steps} steps")
         return start.state, start.completed
     compiled = {
-        rows: compile_step(program, rows, say=display.message, stop=stop)
+        rows: _compiled(program, rows, display, stop)
         for rows in rows_to_come(config, start.completed)
     }
-    write_performance(out, compiled.values(), {}, devices=program.mesh.size)
+    _write_performance(out, program, compiled, {})
     plan = describe_memory(compiled[max(compiled)].memory, None)
-    steps = config.runtime.profile_steps
+    steps = config.runtime.profile_steps if is_first() else None
     with (
         memory_errors(config, doing="training", numbers=plan),
         StepProfile(steps, folder=out, say=display.message) as profile,
@@ -259,10 +286,28 @@ def _measured_steps(
     if stop:
         recorder.stopped(completed)
     totals = recorder.throughput.of_the_run()
-    write_performance(out, compiled.values(), totals, devices=program.mesh.size)
+    _write_performance(out, program, compiled, totals)
     if line := describe_totals(totals):
         display.message(line)
     return state, completed
+
+
+def _write_performance(
+    out: Path,
+    program: Program,
+    compiled: Mapping[int, CompiledStep],
+    totals: Mapping[str, float],
+) -> None:
+    if is_first():
+        devices = program.mesh.size
+        write_performance(out, compiled.values(), totals, devices=devices)
+
+
+def _compiled(
+    program: Program, rows: int, display: Display, stop: StopRequest
+) -> CompiledStep:
+    sign(f"compiling the step of {rows} rows")
+    return compile_step(program, rows, say=display.message, stop=stop)
 
 
 def all_steps(
@@ -280,8 +325,8 @@ def all_steps(
     does not wait for the host. The request to stop is read once a step, so that the
     loop ends after no other step than one that it has saved.
     """
-    config, sharding = program.config, batch_sharding(program.mesh)
-    state, completed, stopping = start.state, start.completed, bool(stop)
+    config, place = program.config, placing(program.mesh, STEP_ARRAYS)
+    state, completed, stopping = start.state, start.completed, stop.point("the steps")
     while completed < config.steps and not stopping:
         window = window_at(
             config.windows, step=completed, steps=config.steps, seed=config.seed
@@ -289,8 +334,8 @@ def all_steps(
         with recorder.throughput.waiting_for_input():
             rows = next(batches)
         with profile.step(completed + 1):
-            batch = {name: jax.device_put(rows[name], sharding) for name in STEP_ARRAYS}
-            step = compiled[len(rows["tokens"])]
+            batch = place(rows)
+            step = compiled[len(batch["tokens"])]
             state, metrics = step.call(
                 state, batch, np.int32(window), program.token_bytes_V
             )
@@ -301,7 +346,7 @@ def all_steps(
         recorder.step_done(completed, window, metrics)
         profile.started(completed, metrics)
         loss = recorder.validate(completed, state) if _due(completed, config) else None
-        stopping = bool(stop)
+        stopping = stop.point(f"step {completed + 1}")
         if stopping or _is_saved(completed, config):
             recorder.save(completed, state, batches.get_state(), loss)
     return state, completed

@@ -96,6 +96,22 @@ class MetricsLog:
         )
 
 
+class NoLog(MetricsLog):
+    """A log of a process that writes none: another one of its run does."""
+
+    def __init__(self):
+        """Opens nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def sync(self) -> None:
+        """Nothing is to be put on disk."""
+
+    def write(self, record: Record, /) -> None:
+        """Nothing is written."""
+
+
 def truncate_metrics(
     path: Path, /, *, completed_steps: int, validated: bool = True
 ) -> None:
@@ -138,15 +154,19 @@ class Display:
         completed_steps: int,
         seconds: float,
         console: Console | None = None,
+        quiet: bool = False,
     ):
-        self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
+        """`quiet`: nothing is shown; another process of the run shows it."""
+        self.console = console or Console(
+            stderr=True, soft_wrap=True, highlight=False, quiet=quiet
+        )
         self._steps, self._seconds = steps, seconds
         self._first: tuple[float, int] | None = (
             None  # time and step of the first record
         )
         self._last_line = -math.inf
         self._bar = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),

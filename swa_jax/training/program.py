@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from swa_jax.data.pipeline import TextData
 from swa_jax.models.language_model import Model, language_model
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
     )
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(model, optimizer, mesh)
-    available = device_memory(mesh.devices.flat[0])
+    available = device_memory(mesh.local_devices[0])
     check_state_fits(config, abstract, available=available)
     return Program(
         config=config,
@@ -97,7 +97,10 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
             abstract,
             step_options(config, rows=rows, sources=len(data.weights)),
         ),
-        statistics=jax.jit(partial(statistics_of_a_row, model)),
+        statistics=jax.jit(
+            partial(statistics_of_a_row, model),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),  # for every process
+        ),
         token_bytes_V=np.asarray(data.token_bytes_V),
     )
 
@@ -147,7 +150,7 @@ def compile_step(
     Raises Stopped where a signal comes first, and OutOfMemory for a step that the
     device cannot hold.
     """
-    config, device = program.config, program.mesh.devices.flat[0]
+    config, device = program.config, program.mesh.local_devices[0]
     available = device_memory(device)
     batch = abstract_batch(config, program.mesh, rows=rows)
     window = jax.ShapeDtypeStruct((), np.int32)

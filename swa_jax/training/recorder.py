@@ -11,6 +11,7 @@ import numpy as np
 from swa_jax.data.batches import validation_batches
 from swa_jax.evaluation.validation import evaluate
 from swa_jax.training.checkpoint import Checkpoints, SaveFailed
+from swa_jax.training.cluster import sign
 from swa_jax.training.incidents import (
     Incident,
     LossSpike,
@@ -20,6 +21,7 @@ from swa_jax.training.incidents import (
 )
 from swa_jax.training.interrupt import Stopped, StopRequest, until_stopped
 from swa_jax.training.metrics import Display, MetricsLog, Record
+from swa_jax.training.placement import placing, process_share
 from swa_jax.training.program import STEP_ARRAYS, Program
 from swa_jax.training.sharding import batch_sharding
 from swa_jax.training.step import StepMetrics, TrainState
@@ -136,6 +138,7 @@ class Recorder:
     ) -> None:
         """Saves a state, after its metrics have shown that it is finite."""
         self._finish()
+        sign(f"saving step {step}")
         data = {"fingerprint": self._program.data.fingerprint, "iterator": position}
         with self.throughput.stall("checkpoint"):
             self._log.sync()
@@ -235,15 +238,19 @@ class Recorder:
         )
 
     def _validation_batches(self) -> Iterable[Mapping[str, Any]]:
-        config = self._program.config
+        config, mesh = self._program.config, self._program.mesh
+        share = process_share(mesh, batch_sharding(mesh))
+        place = placing(mesh, STEP_ARRAYS)
         batches = validation_batches(
             self._program.data,
             batch_size=config.batch.rows // config.batch.accumulation,
             max_batches=config.logging.validation_batches,
+            process_index=share[0],
+            process_count=share[1],
         )
-        sharding = batch_sharding(self._program.mesh)
         return (
-            {name: jax.device_put(batch[name], sharding) for name in STEP_ARRAYS}
+            place(batch)
             for batch in batches
-            if not self._stop  # an evaluation that nobody waits for ends early
+            # An evaluation that nobody waits for ends early.
+            if not self._stop.point("a batch of a validation")
         )

@@ -2,12 +2,15 @@
 
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from swa_jax.configuration import from_dict, to_dict
+from swa_jax.configuration import differences, from_dict, to_dict
 from swa_jax.data.one_move import (
     move_into_place,
     unfinished_path,
@@ -16,14 +19,17 @@ from swa_jax.data.one_move import (
 from swa_jax.data.tokenizer import Tokenizer, load_tokenizer
 from swa_jax.models.language_model import Model, language_model
 from swa_jax.training.checkpoint import Checkpoints, check_same_run
+from swa_jax.training.cluster import from_first, who
 from swa_jax.training.config import MeshConfig, RunConfig, Step
 from swa_jax.training.export import is_export, read_export
-from swa_jax.training.lock import LOCK_FILE
+from swa_jax.training.lock import LOCK_FILE, locked
 from swa_jax.training.sharding import make_mesh, params_shardings
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 CHECKPOINT_FOLDER = "checkpoints"
+# What may differ between the processes of one run: where a node has what.
+OF_THE_NODE = ("runtime.compilation_cache", "data.path", "data.sources", "data.workers")
 BEGUN = (LOCK_FILE, CONFIG_FILE + ".tmp")  # of a run that died as it began
 
 
@@ -163,6 +169,63 @@ def _check_writable(path: Path) -> None:
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(
             f"{there} cannot be written; give permission to, or another --out"
+        )
+
+
+@contextmanager
+def held_folder(
+    path: Path, config: RunConfig, tokenizer: Tokenizer, /, *, resume: bool
+) -> Iterator[None]:
+    """Keeps other runs out of a folder, which begins or goes on, while the block runs.
+
+    Process 0 does it for all, and all see the folder. Raises what `locked`,
+    `check_folder` and `check_seen` raise.
+    """
+    with ExitStack() as held:
+
+        def begin() -> str:
+            held.enter_context(locked(path))
+            # Nobody may have begun here while the data was loaded.
+            check_folder(path, config, resume=resume)
+            if not resume:
+                begin_folder(path, config, tokenizer)
+            return (path / LOCK_FILE).read_text(encoding="utf-8")
+
+        check_seen(path / LOCK_FILE, from_first("the run folder", begin))
+        yield
+
+
+def check_seen(file: Path, text: str, /, *, patience: float = 60.0) -> None:
+    """Raises ValueError where a file has not the text that process 0 has written.
+
+    `patience` (seconds): a network file system shows what is new after a while.
+    """
+    end = time.monotonic() + patience
+    while not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        if time.monotonic() > end:
+            raise ValueError(
+                f"{who()} does not see what process 0 has written to {file}; the run "
+                "folder must be on a file system that all nodes see"
+            )
+        time.sleep(min(1.0, patience / 10))
+
+
+def check_same_everywhere(config: RunConfig, /) -> None:
+    """Raises ValueError where the processes of a run have different configurations."""
+    first = from_first("the configuration", lambda: to_dict(config))
+    changed = {
+        name: values
+        for name, values in differences(from_dict(RunConfig, first), config).items()
+        if not name.startswith(OF_THE_NODE)
+    }
+    if changed:
+        lines = (
+            f"{name}: {old!r} in process 0, {new!r} here"
+            for name, (old, new) in changed.items()
+        )
+        raise ValueError(
+            f"{who()} has another configuration: {'; '.join(lines)}. Start all "
+            "processes with the same command"
         )
 
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from swa_jax.training.checks import check_sequence
+from swa_jax.training.checks import check_sequence, check_within
 
 DEFAULT_CACHE, NO_CACHE = "default", "none"
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where compiled programs are kept, and which steps are profiled."""
+    """Where compiled programs are kept, which steps are profiled, when a run hangs."""
 
     compilation_cache: str = DEFAULT_CACHE
     """Folder that keeps compiled programs for later runs, on a disk of the node.
@@ -17,8 +17,13 @@ class RuntimeConfig:
     profile_steps: tuple[int, int] | None = None
     """First and last step of a profile for TensorBoard and XProf, in RUN/profile.
     None: none."""
+    hang_seconds: float = 1800.0
+    """Seconds that a run of several processes may spend on one step, one batch of a
+    validation, one compilation or one save; longer than that, all end and say which
+    process they waited for. 0: they wait for ever."""
 
     def __post_init__(self):
+        check_within(self, "hang_seconds", 0.0, 1e9)
         if not isinstance(self.compilation_cache, str) or not self.compilation_cache:
             raise ValueError(
                 "RuntimeConfig.compilation_cache must be 'default', 'none' or a "

@@ -11,6 +11,7 @@ from swa_jax.commands.train_arguments import (
 )
 from swa_jax.configuration import to_dict
 from swa_jax.data.config import SourceConfig
+from swa_jax.training.cluster_config import ClusterConfig
 from swa_jax.training.recipes import recipe
 
 
@@ -147,3 +148,17 @@ def test_a_wrong_field_in_a_file_is_named_with_the_file(file):
 def test_resume_wants_a_folder():
     with pytest.raises(ValueError, match="add --out"):
         train_arguments(["--resume"], {})
+
+
+def test_a_launch_comes_from_flags_and_the_environment_and_is_no_part_of_the_run():
+    words = "--cluster.coordinator node1:99 --cluster.processes 2 --cluster.process 1"
+    variables = {"SWAX_CLUSTER__PROCESS": "0", "SWAX_CLUSTER__HEARTBEAT_SECONDS": "30"}
+    train = train_arguments(words.split(), variables)
+    launch = ClusterConfig("node1:99", 2, 1, heartbeat_seconds=30)
+    assert train.cluster == launch
+    assert train.config == train_arguments([], {}).config
+    assert train_arguments([], {}).cluster == ClusterConfig()
+    with pytest.raises(ValueError, match="SWAX_CLUSTER__PROCES is no setting"):
+        train_arguments([], {"SWAX_CLUSTER__PROCES": "0"})
+    with pytest.raises(ValueError, match="belong together"):
+        train_arguments(["--cluster.processes", "2"], {})

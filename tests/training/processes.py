@@ -7,6 +7,7 @@ start costs no more than a run's own: `python -m tests.training.processes`.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from swa_jax.training.checkpoint import Checkpoints
 from swa_jax.training.lock import check_free
 from swa_jax.training.throughput import TIMES
-from tests.training.tiny import run_config, write_corpus
+from tests.training.tiny import run_config, toy_model, write_corpus
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120  # seconds; for what should take a few
@@ -152,11 +153,33 @@ class Server:
                 )._replace(config={})
         check_free(out)
 
+    def start_all(
+        self, out: Path, processes: int, *, alone: dict[int, dict] | None = None, **all_
+    ) -> list[Run]:
+        """The processes of one run; `alone` has options of one of them, by number.
+
+        One process is a run that knows of no others.
+        """
+        if processes == 1:
+            return [self.start(out, **all_)]
+        cluster = {"processes": processes, "coordinator": f"127.0.0.1:{free_port()}"}
+        return [
+            self.start(
+                out,
+                **{"cluster": cluster | {"process": process}}
+                | all_
+                | (alone or {}).get(process, {}),
+            )
+            for process in range(processes)
+        ]
+
     def start(self, out: Path, **options) -> Run:
         """A run that begins or, where there is a folder, goes on.
 
         `pause`: seconds before each step. `point`: where to wait, a key of `POINTS`;
         `hold`: for how long (seconds; for ever); `after`: how often to pass it before.
+        `cluster`: fields of a ClusterConfig. `config`: values laid over the run's.
+        `toy`: of the model that compiles at once.
         """
         self._count += 1
         output = self.folder / f"{self._count}.txt"
@@ -164,6 +187,13 @@ class Server:
         request = {"corpus": str(self.corpus), "out": str(out), "output": str(output)}
         answer = self.ask(request | {"reached": str(reached)} | options)
         return Run(answer["pid"], output, reached, self)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 # Where a run can be made to wait: module, name of a function in it, when.
@@ -182,6 +212,7 @@ POINTS = {
 
 def serve() -> None:
     """Forks a run for each line of standard input, and waits for it when asked to."""
+    import swa_jax.training.cluster
     import swa_jax.training.loop  # noqa: F401 (here, not in each child)
 
     for line in sys.stdin:
@@ -210,8 +241,11 @@ def _wait(pid: int) -> int:
 
 def _child(request: dict) -> int:
     """Trains, and returns the exit code that `swax` would end with."""
-    from swa_jax.training import loop
-    from swa_jax.training.config import CheckpointConfig, LoggingConfig
+    from swa_jax.configuration import from_dict, merged, to_dict
+    from swa_jax.training import loop, program
+    from swa_jax.training.cluster import joined
+    from swa_jax.training.cluster_config import ClusterConfig
+    from swa_jax.training.config import CheckpointConfig, LoggingConfig, RunConfig
     from swa_jax.training.interrupt import Stopped, leave
 
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -226,19 +260,23 @@ def _child(request: dict) -> int:
             console_seconds=0.0, validation_every=VALIDATE_EVERY, validation_batches=2
         ),
     )
+    config = from_dict(RunConfig, merged(to_dict(config), request.get("config", {})))
     out = Path(request["out"])
+    if request.get("toy"):
+        program.language_model = toy_model
     _slow_down(request)
     try:
-        resume = (out / "config.json").exists()
-        result = loop.train(config, out=out, resume=resume)
+        with joined(ClusterConfig(**request.get("cluster", {}))):
+            resume = (out / "config.json").exists()
+            result = loop.train(config, out=out, resume=resume)
         return leave(0 if result.stopped_by is None else 128 + result.stopped_by)
     except Stopped as stopped:
         return leave(128 + stopped.number)
     except KeyboardInterrupt:
-        return 130
+        return leave(130)
     except BaseException:
         traceback.print_exc()
-        return 1
+        return leave(1)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -62,17 +62,17 @@ def test_fewer_key_heads_than_pieces_reach_the_query_heads_that_read_them():
 
 
 def test_a_past_and_a_cache_are_cut_by_rows_and_heads_alone():
-    arrays = attention_arrays(B=2, T=4, N=4, K=2)
+    q, k, v = attention_arrays(B=2, T=4, N=4, K=2)
     earlier = attention_arrays(B=2, T=3, N=4, K=2, seed=1)
     past = Past(earlier[1], earlier[2])
     cache = window_cache(2, window=4, kv_heads=2, head_width=H, dtype="float32")
     options = {"window": jnp.int32(4)}
-    wanted = attention_on_one(*arrays, past=past, **options)
-    step = step_on_one(*arrays, cache, **options)
+    wanted = attention_on_one(q, k, v, past=past, **options)
+    step = step_on_one(q, k, v, cache, **options)
     with laid_out(layout_of(data=2, context=2, tensor=2)):
-        found = jax.jit(lambda: sharded.local_attention(*arrays, past=past, **options))
+        found = jax.jit(lambda: sharded.local_attention(q, k, v, past=past, **options))
         assert_near(found(), wanted, dtype="float32")
-        found = jax.jit(lambda: sharded.local_attention_step(*arrays, cache, **options))
+        found = jax.jit(lambda: sharded.local_attention_step(q, k, v, cache, **options))
         assert_near(found(), step, dtype="float32")
 
 
