@@ -155,6 +155,7 @@ def _sum_of_chunks(
         part, nll_BC = _chunk_loss(head, z_loss, mesh, params, *piece)
         return loss + part, nll_BC
 
+    params = _gathered(params, mesh)
     return jax.lax.scan(add, jnp.float32(0), (x_JBCD, targets_JBC, weights_JBC))
 
 
@@ -169,6 +170,7 @@ def _forward(head, z_loss, mesh, params, x_JBCD, targets_JBC, weights_JBC):
         carry = jax.tree.map(jnp.add, carry, (part, grad))
         return _in_place(carry, mesh), (nll_BC, grad_x_BCD)
 
+    params = _gathered(params, mesh)
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     chunks = (x_JBCD, targets_JBC, weights_JBC)
     (loss, grad), (nll_JBC, grad_x_JBCD) = jax.lax.scan(add, zero, chunks)
@@ -187,6 +189,23 @@ def _backward(head, z_loss, mesh, gradients, cotangents):
 
 
 _sum_of_chunks.defvjp(_forward, _backward)
+
+
+def _gathered(params, mesh):
+    """Returns the head's parameters, whole along their inputs (the first axis) on every
+    device: gathered once here, they are not gathered again for every chunk.
+
+    Within the rule of differentiation, so that their gradient stays cut.
+    """
+    if mesh is None:
+        return params
+
+    def gather(array):
+        free = [PartitionSpec.UNCONSTRAINED] * (array.ndim - 1)
+        sharding = NamedSharding(mesh, PartitionSpec(None, *free))
+        return jax.lax.with_sharding_constraint(array, sharding)
+
+    return jax.tree.map(lambda x: gather(x) if x.ndim > 1 else x, params)
 
 
 def _in_place(tree, mesh):
