@@ -1,6 +1,5 @@
 """The numbers of a grid: lines of JSON, one for each run and each cell."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,12 @@ from typing import Any
 
 from experiments.kernel_speed.gpu.origin import source_digest
 from experiments.kernel_speed.provenance import provenance
+from experiments.sweep.lines import (
+    append_lines,
+    check_same_origin,
+    read_lines,
+    write_lines,
+)
 from swa_jax.configuration import from_dict, to_dict
 from swa_jax.planning.plan import Plan
 from swa_jax.planning.report import received_bytes
@@ -67,7 +72,7 @@ class Results:
         self.path = path
         self.runs: list[dict[str, Any]] = []
         self.rows: dict[Cell, Row] = {}
-        for line in _lines(path):
+        for line in read_lines(path):
             if "run" in line:
                 self.runs.append(line["run"])
             else:
@@ -79,26 +84,16 @@ class Results:
 
         Raises ValueError where they cannot stand on one page with those there.
         """
-        for before in self.runs[-1:]:
-            other = [name for name in SHARED if before.get(name) != run.get(name)]
-            if other:
-                was = ", ".join(f"{name} {before.get(name)}" for name in other)
-                raise ValueError(
-                    f"{self.path} was compiled with {was}; this run would differ. Move "
-                    "the file away, or choose another --out."
-                )
+        check_same_origin(self.path, self.runs[-1:], run, names=SHARED)
         self.runs.append(dict(run))
         # Written anew, because the last line may have been cut off.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"run": run}) for run in self.runs]
-        lines += [_line(row) for row in self.rows.values()]
-        self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = [{"run": run} for run in self.runs]
+        write_lines(self.path, lines + [_line(row) for row in self.rows.values()])
 
     def add(self, row: Row, /) -> None:
         """Adds a row to the file."""
         self.rows[row.cell] = row
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{_line(row)}\n")
+        append_lines(self.path, [_line(row)])
 
 
 def origin(arguments: list[str], /) -> dict[str, Any]:
@@ -111,21 +106,9 @@ def origin(arguments: list[str], /) -> dict[str, Any]:
     return found | {"command": " ".join(command), "source": source}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def _row(values: dict[str, Any]) -> Row:
     return Row(**{**values, "cell": from_dict(Cell, values["cell"])})
 
 
-def _line(row: Row) -> str:
-    return json.dumps({"row": to_dict(row)}, allow_nan=False)
+def _line(row: Row) -> dict[str, Any]:
+    return {"row": to_dict(row)}

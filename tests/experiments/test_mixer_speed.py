@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import pytest
@@ -305,3 +306,11 @@ def test_a_bad_option_is_refused_in_one_line(arguments, words, capsys, tmp_path)
     assert command.main(options) == command.BAD_INPUT
     error = capsys.readouterr().err
     assert words in error.splitlines()[-1]
+
+
+def test_the_committed_page_comes_from_the_committed_rows(tmp_path):
+    for name in ("cpu.jsonl", "cpu.md"):
+        shutil.copy(command.RESULTS / name, tmp_path / name)
+    page = (tmp_path / "cpu.md").read_text(encoding="utf-8")
+    assert command.main(["--device", "cpu", "--plot", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "cpu.md").read_text(encoding="utf-8") == page
