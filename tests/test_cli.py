@@ -175,7 +175,8 @@ TINY = shlex.split(
     "--data.validation-fraction 0.25 "
     "--model.vocab-size 300 --model.d-model 32 --model.periods 1 "
     "--model.attention.heads 2 --model.mlstm.heads 2 --model.feed-forward-width 32 "
-    "--windows.windows 8 64 --checkpoint.every 3 --logging.validation-every 3"
+    "--windows.windows 8 64 --checkpoint.every 3 --logging.validation-every 3 "
+    "--mesh.data 1"  # as on a laptop
 )
 
 

@@ -5,6 +5,8 @@ the largest of the whole tree, for arrays that cancel to zero). `float64` is the
 for another order of the same sums; the others are a few units in the last place.
 """
 
+from typing import Any
+
 import chex
 import jax
 import numpy as np
@@ -25,3 +27,14 @@ def assert_near(found, wanted, /, *, dtype: str) -> None:
         magnitude = max(np.max(np.abs(want), initial=0.0), 1e-3 * largest)
         bound = RELATIVE[dtype] * magnitude
         assert error <= bound, f"{path}: error {error:.2e} above {bound:.2e}"
+
+
+def whole_maps(tree: Any, /) -> Any:
+    """Returns the tree with each map's bias as one more row of its kernel: a bias is a
+    sum of the same terms, which may cancel."""
+    if not isinstance(tree, dict):
+        children = isinstance(tree, tuple) and not hasattr(tree, "_fields")
+        return tuple(map(whole_maps, tree)) if children else tree
+    if tree.keys() == {"kernel", "bias"}:
+        return np.concatenate([tree["kernel"], tree["bias"][..., None, :]], axis=-2)
+    return {name: whole_maps(child) for name, child in tree.items()}

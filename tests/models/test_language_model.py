@@ -10,6 +10,7 @@ import pytest
 from swa_jax.models.block import block
 from swa_jax.models.config import AttentionConfig, MLSTMConfig, ModelConfig
 from swa_jax.models.language_model import language_model
+from tests.tolerances import whole_maps
 
 KINDS = ("swax", "transformer", "xlstm", "swa", "hybrid")
 T = 20
@@ -46,7 +47,7 @@ def assert_gradients_close(actual, expected):
         error = np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-3)
         assert error <= GRADIENTS, f"{jax.tree_util.keystr(path)}: {error:.1e}"
 
-    jax.tree_util.tree_map_with_path(close, actual, expected)
+    jax.tree_util.tree_map_with_path(close, whole_maps(actual), whole_maps(expected))
 
 
 def jacobian_support(tiny, window):

@@ -25,7 +25,7 @@ from swa_jax.training.sharding import (
 )
 from swa_jax.training.step import StepOptions, loss_and_gradients
 from tests.models.conftest import random_params
-from tests.tolerances import assert_near
+from tests.tolerances import assert_near, whole_maps
 from tests.training.tiny import MODEL, random_batch
 
 LARGEST_WINDOW = 8
@@ -76,17 +76,6 @@ def test_a_cut_row_has_the_loss_and_the_gradients_of_a_whole_one(kind, mesh):
     # Both are rounded: each is to be within the table's error of what lies between.
     between = jax.tree.map(lambda x, y: (np.float64(x) + y) / 2, found, wanted)
     assert_near(found, between, dtype="float32")
-
-
-def whole_maps(tree):
-    """Returns the tree with each map's bias as one more row of its kernel: a bias is a
-    sum of the same terms, which may cancel."""
-    if not isinstance(tree, dict):
-        children = isinstance(tree, tuple) and not hasattr(tree, "_fields")
-        return tuple(map(whole_maps, tree)) if children else tree
-    if tree.keys() == {"kernel", "bias"}:
-        return np.concatenate([tree["kernel"], tree["bias"][..., None, :]], axis=-2)
-    return {name: whole_maps(child) for name, child in tree.items()}
 
 
 SENT = re.compile(r"= (.+?) (all-\w+|reduce-scatter|collective-permute)(-start)?\(")

@@ -182,6 +182,11 @@ def test_a_ramp_doubles_the_rows_and_resumes_in_its_middle(config, tmp_path, use
     assert rows == [2] * 3 + [4] * 3 + [8] * 6
 
 
+def numbers(record):
+    """Returns what a line of the log says in numbers."""
+    return {name: x for name, x in record.items() if not isinstance(x, str)}
+
+
 def test_the_mean_of_the_parameters_is_what_is_used(config, tmp_path, use):
     optimizer = OptimizerConfig(peak_lr=1e-2, warmup_fraction=0.25, ema_decay=0.8)
     checkpoint = dataclasses.replace(config.checkpoint, keep=4)
@@ -194,8 +199,10 @@ def test_the_mean_of_the_parameters_is_what_is_used(config, tmp_path, use):
     )
     other = train(plain, out=tmp_path / "plain")
     with_mean, without = (records_of(tmp_path / n) for n in ("whole", "plain"))
-    for one, two in zip(with_mean, without, strict=True):  # training is the same
-        assert (one == two) == (one["split"] == "train")
+    for one, two in zip(with_mean, without, strict=True):
+        # Training is the same, but for the rounding of another program.
+        alike = {name: pytest.approx(x, rel=1e-6) for name, x in numbers(two).items()}
+        assert (numbers(one) == alike) == (one["split"] == "train")
     assert not np.array_equal(
         whole.params["head"]["kernel"], other.params["head"]["kernel"]
     )
