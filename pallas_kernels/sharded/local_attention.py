@@ -1,6 +1,6 @@
 """Attention whose tokens are cut over shards: windows by their edges, all by a ring."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,21 +39,15 @@ def local_attention_over(
       ValueError: a traced window without `largest_window`.
     """
     pieces, tokens = shards(axis), q_BTNH.shape[1]
-    options: dict[str, Any] = {"softcap": softcap, "sinks": sinks}
+    before = min(_reach(window, largest_window) - 1, (pieces - 1) * tokens)
     if window is None and pieces > 1:
-        if segment_ids is None:
-            segment_ids = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
         precise = multiplies_in_full(precision)
         part = Part(softcap, precise, implementation, is_interpreting())
-        arrays = (q_BTNH, k_BTKH, v_BTKH, segment_ids.astype(jnp.int32), sinks)
+        arrays = (q_BTNH, k_BTKH, v_BTKH, _ids(segment_ids, q_BTNH), sinks)
         return ring_attention(*arrays, ring=Ring(axis, pieces, part))
-    options |= {"precision": precision, "implementation": implementation}
-    reach = _reach(window, largest_window)
-    before = min(reach - 1, (pieces - 1) * tokens)
     past = None
     if before > 0:
-        if segment_ids is None:
-            segment_ids = jnp.zeros(q_BTNH.shape[:2], jnp.int32)
+        segment_ids = _ids(segment_ids, q_BTNH)
         past = _past((k_BTKH, v_BTKH, segment_ids), axis, before)
     return local_attention(
         q_BTNH,
@@ -61,15 +55,25 @@ def local_attention_over(
         v_BTKH,
         window=window,
         segment_ids=segment_ids,
+        softcap=softcap,
+        sinks=sinks,
         past=past,
-        **options,
+        precision=precision,
+        implementation=implementation,
     )
+
+
+def _ids(segment_ids: jax.Array | None, q_BTNH: jax.Array) -> jax.Array:
+    """Returns the segment ids of tokens, int32; None is one segment."""
+    if segment_ids is None:
+        return jnp.zeros(q_BTNH.shape[:2], jnp.int32)
+    return segment_ids.astype(jnp.int32)
 
 
 def _reach(window: int | jax.Array | None, largest_window: int | None) -> int:
     """Returns the most tokens that a query reads; raises ValueError where none knows.
 
-    A window of None is that of a single shard, which receives nothing.
+    A window of None has no edge that crosses: a single shard, or a ring.
     """
     if window is None:
         return 1

@@ -60,16 +60,7 @@ class Program(NamedTuple):
 
 def prepare(config: RunConfig, data: TextData, /) -> Program:
     """The model and its compiled pieces; raises ValueError where parts do not fit."""
-    if data.tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {data.tokenizer.vocab_size} pieces, the model only "
-            f"model.vocab_size={config.model.vocab_size}; make that larger"
-        )
-    if data.train.seq_len != config.data.seq_len:
-        raise ValueError(
-            f"the rows have {data.train.seq_len} tokens, the configuration wants "
-            f"data.seq_len={config.data.seq_len}; load the data with config.data"
-        )
+    _check_data(config, data)
     mesh = make_mesh(config.mesh)
     for rows in config.batch.stages:
         pieces = accumulation_at(config.batch, rows=rows)
@@ -103,6 +94,20 @@ def prepare(config: RunConfig, data: TextData, /) -> Program:
         ),
         token_bytes_V=np.asarray(data.token_bytes_V),
     )
+
+
+def _check_data(config: RunConfig, data: TextData) -> None:
+    """Raises ValueError where the text does not fit the model or its rows."""
+    if data.tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {data.tokenizer.vocab_size} pieces, the model only "
+            f"model.vocab_size={config.model.vocab_size}; make that larger"
+        )
+    if data.train.seq_len != config.data.seq_len:
+        raise ValueError(
+            f"the rows have {data.train.seq_len} tokens, the configuration wants "
+            f"data.seq_len={config.data.seq_len}; load the data with config.data"
+        )
 
 
 def step_options(config: RunConfig, /, *, rows: int, sources: int) -> StepOptions:
