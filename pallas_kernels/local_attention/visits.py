@@ -28,14 +28,15 @@ class Visits(NamedTuple):
 def visited_keys(queries, window, length, block, *, segment=None) -> Visits:
     """Returns the blocks of `block` keys that a block of queries reads.
 
-    `queries` are the positions of its first and last query, both inclusive, below
-    `length` = S. `segment`, if given, is the row of `query_extents` of the block.
+    `queries` are the positions of its first and last query, both inclusive; `length` is
+    S. `segment`, if given, is the row of `query_extents` of the block.
     """
     start, end = queries
     lowest, uniform = (0, 0) if segment is None else segment
     first = jnp.maximum(start - window + 1, lowest)
     whole = jnp.maximum(end - window + 1, uniform)
-    return _visits(first, jnp.minimum(end + 1, length), (whole, start + 1), block)
+    last, seen_by_all = jnp.minimum(end + 1, length), jnp.minimum(start + 1, length)
+    return _visits(first, last, (whole, seen_by_all), block)
 
 
 def visiting_queries(keys, window, queries, rows, *, group, segment=None) -> Visits:

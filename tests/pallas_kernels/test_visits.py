@@ -1,5 +1,6 @@
 """The blocks that the kernels visit, against counting every pair."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from pallas_kernels.local_attention.visits import (
     visiting_queries,
 )
 
+visits_to_keys = jax.jit(visited_keys, static_argnums=3)
+visits_to_queries = jax.jit(visiting_queries, static_argnums=3, static_argnames="group")
 
-def pairs(T, S, window, ids):
+
+def pairs(T, S, window, ids, beyond):
     """Returns which key each query reads, as numpy booleans of shape TS."""
     query_ids, key_ids = (
         (None, None) if ids is None else (ids[None, -T:], ids[None, -S:])
     )
-    positions = jnp.arange(T) + (S - T), jnp.arange(S)
+    positions = jnp.arange(T) + (S - T + beyond), jnp.arange(S)
     return np.asarray(visible_pairs(*positions, query_ids, key_ids, window=window)[0])
 
 
@@ -50,6 +54,7 @@ shapes = {
     "group": st.sampled_from([1, 3, 4, 40]),
     "segments": st.sampled_from([0, 1, 4]),
     "hidden": st.integers(0, 20),
+    "beyond": st.sampled_from([0, 0, 7, 100]),
     "sort": st.booleans(),
     "seed": st.integers(0, 2**16),
 }
@@ -69,20 +74,21 @@ def segment_ids(T, S, segments, hidden, sort, seed):
 @pytest.mark.slow
 @given(**shapes)
 def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
-    T, S, window, block, own, group, segments, hidden, sort, seed
+    T, S, window, block, own, group, segments, hidden, beyond, sort, seed
 ):
     ids = segment_ids(T, S, segments, hidden, sort, seed)
-    visible_TS = pairs(T, S, window, ids)
+    visible_TS, offset = pairs(T, S, window, ids, beyond), S - T + beyond
     extents = None
     if ids is not None:
         segments = ids[None, -T:], ids[None, -S:]
-        extents = query_extents(*segments, rows=own, group=group)[0]
+        rows = {"rows": own, "group": group}
+        extents = query_extents(*segments, **rows, offset=offset)[0]
     for i in range(-(-T * group // own)):
         last = (i * own + own - 1) // group
         tokens = np.arange(i * own // group, min(last + 1, T))
-        queries = (tokens[0] + S - T, tokens[-1] + S - T)
+        queries = (tokens[0] + offset, tokens[-1] + offset)
         segment = None if extents is None else tuple(extents[i])
-        visits = visited_keys(queries, window, S, block, segment=segment)
+        visits = visits_to_keys(queries, window, S, block, segment=segment)
         visited_S = check_visits(visible_TS, visits, tokens, block)
         needed_S = visible_TS[tokens].any(axis=0)
         assert visited_S[needed_S].all()
@@ -90,26 +96,27 @@ def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
             # Not a block more than from the first visible key to the last query.
             first = np.flatnonzero(needed_S)[0]
             assert int(visits.first) == first
-            assert int(visits.count) == -(-(queries[1] + 1 - first) // block)
+            last_key = min(queries[1], S - 1)
+            assert int(visits.count) == -(-(last_key + 1 - first) // block)
 
 
 @pytest.mark.slow
 @given(**shapes)
 def test_every_reading_query_is_visited_and_inner_blocks_need_no_mask(
-    T, S, window, block, own, group, segments, hidden, sort, seed
+    T, S, window, block, own, group, segments, hidden, beyond, sort, seed
 ):
     ids = segment_ids(T, S, segments, hidden, sort, seed)
-    visible_TS = pairs(T, S, window, ids)
+    visible_TS, offset = pairs(T, S, window, ids, beyond), S - T + beyond
     extents = None
     if ids is not None:
-        extents = key_extents(ids[None, -T:], ids[None, -S:], block=own)[0]
-    offset = S - T
+        segments = ids[None, -T:], ids[None, -S:]
+        extents = key_extents(*segments, block=own, offset=offset)[0]
     for j in range(-(-S // own)):
         keys = np.arange(j * own, min(j * own + own, S))
         segment = None if extents is None else tuple(extents[j])
         ends = (keys[0], keys[-1])
-        visits = visiting_queries(
-            ends, window, (offset, S), block, group=group, segment=segment
+        visits = visits_to_queries(
+            ends, window, (offset, offset + T), block, group=group, segment=segment
         )
         shifted = visits._replace(first=visits.first - offset)
         visited_T = check_visits(visible_TS.T, shifted, keys, block, group=group)
