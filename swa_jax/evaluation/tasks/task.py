@@ -1,0 +1,45 @@
+"""What a task is: cells, and what a model comes to in each of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swa_jax.data.tokenizer import Tokenizer
+from swa_jax.models.language_model import Model
+
+Cell = Mapping[str, Any]
+"""Numbers, texts and lists of them, as JSON holds: the address of one result."""
+
+
+class Subject(NamedTuple):
+    """The model that is judged, and what a task needs to speak with it."""
+
+    model: Model
+    params: Any
+    tokenizer: Tokenizer
+    vocab_size: int  # ids of the model, at least the tokenizer's
+    held_out: Callable[[], NDArray[np.integer]]
+    """The token ids of held-out text, a separator before each document."""
+
+
+class Task(Protocol):
+    """A frozen dataclass, whose fields are JSON too: with a cell, they fix a result.
+
+    A result is a pure function of the subject, the task and the cell, so that an
+    interrupted evaluation goes on with the cells that are missing.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `swax eval --tasks` calls it."""
+        ...
+
+    def cells(self) -> Sequence[Cell]:
+        """Returns the address of every result, in the order of the work."""
+        ...
+
+    def judge(self, subject: Subject, cell: Cell, /) -> dict[str, Any]:
+        """Returns what the subject comes to in a cell, as JSON holds it."""
+        ...
