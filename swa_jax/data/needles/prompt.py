@@ -65,7 +65,7 @@ def needle_prompt(
     return NeedlePrompt(
         ids_T=np.concatenate(parts).astype(np.int32),
         answers=needles.answers,
-        answer_tokens=len(_ids(tokenizer, answer_text(needles))),
+        answer_tokens=len(_ids(tokenizer, answer_text(needles.answers))),
         distances=tuple(behind[: needles.asked]),
     )
 

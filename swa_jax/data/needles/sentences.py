@@ -1,6 +1,7 @@
 """Needles and the question for one of them, as sentences."""
 
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,9 +68,9 @@ def _question(noun: str, key: str, /, *, many: bool) -> str:
     return f" What is the magic {noun} of {key}? The magic {noun} of {key} is"
 
 
-def answer_text(needles: Needles, /) -> str:
+def answer_text(values: Sequence[str], /) -> str:
     """Returns what stands behind the question: all values, a comma between them."""
-    return " " + ", ".join(needles.answers) + "."
+    return " " + ", ".join(values) + "."
 
 
 def _value(config: NeedleConfig, random: np.random.Generator) -> str:
