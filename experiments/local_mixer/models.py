@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from swa_jax.models.accounting import forward_flops_per_token, parameter_count
 from swa_jax.models.config import (
@@ -33,19 +34,32 @@ def cell_model(size: Size, local: str, mixer: str, /) -> ModelConfig:
     (Or FLOPs/token, if the size matches those.) The feed-forward's width is the one
     that comes nearest. Raises ValueError where the mixers alone have more.
     """
-    wanted = _count(size, _model(size.shape, *REFERENCE))
-    least = dataclasses.replace(_model(size.shape, local, mixer), feed_forward_width=1)
-    # Both counts are linear in the width.
-    wider = dataclasses.replace(least, feed_forward_width=2)
-    each = _count(size, wider) - _count(size, least)
-    width = 1 + round((wanted - _count(size, least)) / each)
-    if width < 1:
+    def count(model: ModelConfig) -> int:
+        return _count(size, model)
+
+    wanted = count(_model(size.shape, *REFERENCE))
+    fitted = with_count(_model(size.shape, local, mixer), wanted, count)
+    if fitted is None:
         raise ValueError(
             f"{local} and {mixer} alone have more {size.match} than the model of "
             f"{REFERENCE} with its feed-forward ({wanted}); raise "
             "shape.feed_forward_width."
         )
-    return dataclasses.replace(least, feed_forward_width=width)
+    return fitted
+
+
+def with_count(
+    model: ModelConfig, wanted: int, count: Callable[[ModelConfig], int], /
+) -> ModelConfig | None:
+    """The model with the feed-forward's width whose count comes nearest to `wanted`.
+
+    `count` is linear in the width. None where the mixers alone have more.
+    """
+    least, wider = (
+        dataclasses.replace(model, feed_forward_width=width) for width in (1, 2)
+    )
+    width = 1 + round((wanted - count(least)) / (count(wider) - count(least)))
+    return dataclasses.replace(model, feed_forward_width=width) if width > 0 else None
 
 
 def cell_cost(size: Size, local: str, mixer: str, /) -> Cost:

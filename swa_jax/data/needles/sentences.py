@@ -65,7 +65,7 @@ def _question(noun: str, key: str, /, *, many: bool) -> str:
     """Returns the question, and the answer's words up to the first value."""
     if many:
         return f" What are all magic {noun}s of {key}? The magic {noun} of {key} is"
-    return f" What is the magic {noun} of {key}? The magic {noun} of {key} is"
+    return f" The magic {noun} of {key} is"
 
 
 def answer_text(values: Sequence[str], /) -> str:

@@ -1,0 +1,1 @@
+"""Does a short window train a better memory?"""
