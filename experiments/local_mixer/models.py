@@ -34,6 +34,7 @@ def cell_model(size: Size, local: str, mixer: str, /) -> ModelConfig:
     (Or FLOPs/token, if the size matches those.) The feed-forward's width is the one
     that comes nearest. Raises ValueError where the mixers alone have more.
     """
+
     def count(model: ModelConfig) -> int:
         return _count(size, model)
 

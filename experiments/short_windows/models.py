@@ -36,7 +36,6 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
         *(fixed(f"swax_{window}", SWAX, window) for window in doubled),
         fixed(REFERENCE, SWAX, long),
         drawn("swax_stochastic", 0.5),
-        drawn("swax_p25", 0.25),
         drawn("swax_p75", 0.75),
         drawn("swax_no_anneal", 0.5, anneal_fraction=0.0),
         fixed("xlstm", ("mlstm",), long),
@@ -46,6 +45,12 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
         fixed("hybrid_long", ("swa", "attention"), long),
     ]
     return {arm.name: arm for arm in arms}
+
+
+def test_windows(size: Size, arm: str, /) -> tuple[int, ...]:
+    """The windows that an arm is tested at: one, where no layer has a window."""
+    windowed = any("swa" in kind for kind in arms_of(size)[arm].pattern)
+    return size.tests.windows if windowed else size.windows[1:]
 
 
 @functools.cache
@@ -105,9 +110,10 @@ def _mean(size: Size, arm: str, flops_per_token) -> float:
 
 def _model(size: Size, pattern: tuple[str, ...]) -> ModelConfig:
     """The model of a pattern at the Transformer's feed-forward width."""
-    shape, local = size.shape, "short_conv+" if size.convolution else ""
+    shape, training = size.shape, size.training
+    local = "short_conv+" if shape.convolution else ""
     return ModelConfig(
-        vocab_size=shape.vocab_size,
+        vocab_size=shape.text_tokens + training.keys + training.values,
         d_model=shape.d_model,
         pattern=tuple(local + mixer for mixer in pattern),
         periods=shape.layers // len(pattern),
