@@ -29,8 +29,8 @@ def text_of(vocab_size: int, seq_len: int, /) -> Text:
     """
     config = DataConfig(vocab_size=vocab_size, seq_len=seq_len)
     data = load_text_data(config, seed=SEED)
-    sides = (_tokens(data, side) for side in (data.train, data.validation))
-    return Text(*sides, data.token_bytes_V, data.fingerprint)
+    training, held_out = (_tokens(data, x) for x in (data.train, data.validation))
+    return Text(training, held_out, data.token_bytes_V, data.fingerprint)
 
 
 def _tokens(data: TextData, side) -> NDArray[np.int32]:

@@ -26,9 +26,9 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
     def fixed(name: str, pattern: tuple[str, ...], window: int) -> Arm:
         return Arm(name, pattern, WindowSchedule((window,), anneal_fraction=0.0))
 
-    def drawn(name: str, chance: float, **options: float) -> Arm:
-        schedule = WindowSchedule(both, (chance, 1.0 - chance), **options)
-        return Arm(name, SWAX, schedule)
+    def drawn(name: str, chance: float, anneal: float = 0.1) -> Arm:
+        chances = (chance, 1.0 - chance)
+        return Arm(name, SWAX, WindowSchedule(both, chances, anneal_fraction=anneal))
 
     doubled = [short << n for n in range(1, (long // short).bit_length() - 1)]
     arms = [
@@ -37,7 +37,7 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
         fixed(REFERENCE, SWAX, long),
         drawn("swax_stochastic", 0.5),
         drawn("swax_p75", 0.75),
-        drawn("swax_no_anneal", 0.5, anneal_fraction=0.0),
+        drawn("swax_no_anneal", 0.5, anneal=0.0),
         fixed("xlstm", ("mlstm",), long),
         fixed("swa_long", ("swa",), long),
         fixed("transformer", ("attention",), long),
@@ -47,10 +47,22 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
     return {arm.name: arm for arm in arms}
 
 
+def own_window(size: Size, arm: str, /) -> int:
+    """The largest window (tokens) that an arm is trained with, where it ends."""
+    return max(arms_of(size)[arm].windows.windows)
+
+
+def is_windowed(size: Size, arm: str, /) -> bool:
+    """Whether an arm has layers with a window."""
+    return any("swa" in kind for kind in arms_of(size)[arm].pattern)
+
+
 def test_windows(size: Size, arm: str, /) -> tuple[int, ...]:
-    """The windows that an arm is tested at: one, where no layer has a window."""
-    windowed = any("swa" in kind for kind in arms_of(size)[arm].pattern)
-    return size.tests.windows if windowed else size.windows[1:]
+    """The windows that an arm is tested at: the size's and its own, or one, where no
+    layer has a window."""
+    if not is_windowed(size, arm):
+        return (own_window(size, arm),)
+    return tuple(sorted({*size.tests.windows, own_window(size, arm)}))
 
 
 @functools.cache

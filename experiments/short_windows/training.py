@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Losses(NamedTuple):
 
 def train_step(
     state: TrainState,
-    batch: Row,
+    batch: Mapping[str, Any],
     window: Any,
     /,
     *,
