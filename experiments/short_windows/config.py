@@ -142,6 +142,39 @@ SIZES = {
         ),
         windows=(4, 64),
     ),
+    # The paper's windows; a row is a quarter of its 16 384 tokens.
+    "gpu": Size(
+        name="gpu",
+        shape=Shape(
+            d_model=512,
+            layers=8,
+            heads=8,
+            feed_forward_width=1408,
+            text_tokens=4096,
+            convolution=False,
+            dtype="bfloat16",
+        ),
+        training=Training(
+            steps=1500,
+            rows=8,
+            seq_len=4096,
+            pairs=640,
+            keys_per_row=(1, 4, 16, 64, 256),
+            keys=512,
+            values=512,
+            optimizer=OptimizerConfig(peak_lr=1e-3, warmup_fraction=0.1, clip_norm=1.0),
+        ),
+        tests=Tests(
+            windows=(128, 2048, 8192),
+            lengths=(4096, 16384, 65536, 131072),
+            pairs=128,
+            tokens=2**20,
+            longest_untrained=16384,
+            code_length=16384,
+            code_rows=24,
+        ),
+        windows=(128, 2048),
+    ),
     # Says whether the program runs, and nothing else.
     "quick": Size(
         name="quick",
