@@ -52,6 +52,7 @@ class Context(HeldOutText):
             distances, nll = distances_BT[known_BT], nll_BT[known_BT]
             ones = np.ones_like(nll)
             sums_2J += [sums_by_bin(distances, x, edges) for x in (nll, ones)]
+        nats, tokens = sums_2J.sum(axis=1) + new_2
         [new_loss] = means(new_2[:1], new_2[1:])
         return {
             "tokens": int(tokens),
