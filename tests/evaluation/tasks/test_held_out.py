@@ -120,31 +120,23 @@ def test_the_context_is_where_the_pair_stood_last(seed, rows, length):
 
 
 def test_an_induction_head_knows_all_context_in_its_window_and_none_beyond():
-    random = np.random.default_rng(0)
-    words = [random.permutation(np.arange(1, 200))[:60] for _ in range(6)]
-    document = np.concatenate([words[i] for i in (0, 1, 2, 0, 3, 4, 5)])
-    ids = np.concatenate([[TOKENIZER.separator], document, [TOKENIZER.separator]])
-    judge = subject(HEAD, ids)
-    results = {
-        window: Context((512,), (window,)).judge(
-            judge, {"length": 512, "window": window}
+    far, between, near = np.split(np.arange(1, 200), [60, 179])
+    document = np.concatenate([far, between, far, near, near])
+    ids = np.concatenate([[TOKENIZER.separator], document])
+    for window, losses in ((64, {16: 0, 128: SURE}), (256, {16: 0, 128: 0})):
+        task = Context((300,), (window,))
+        result = task.judge(subject(HEAD, ids), task.cells()[0])
+        assert result["distance_edges"][:4] == [0, 1, 2, 4]
+        bins = zip(result["distance_edges"], result["loss_by_distance"], strict=False)
+        found = {edge: loss for edge, loss in bins if loss is not None}
+        assert found == pytest.approx(losses, abs=1e-5)
+        counts = dict(
+            zip(result["distance_edges"], result["tokens_by_distance"], strict=False)
         )
-        for window in (128, 512)
-    }
-    for window, result in results.items():
-        edges = result["distance_edges"]
-        assert result["tokens"] == len(ids)
-        assert sum(result["tokens_by_distance"]) + result["new_tokens"] == len(ids)
-        assert result["new_loss"] > 0.9 * SURE
-        octaves = zip(edges[1:], result["loss_by_distance"], strict=True)
-        for stop, loss in octaves:
-            if loss is not None and stop > window:
-                assert loss > 0.9 * SURE
-    # The word that comes again does so at distance 179, where a larger window reads.
-    far = results[512]["distance_edges"].index(128)
-    assert results[512]["tokens_by_distance"][far] >= 50
-    assert results[512]["loss_by_distance"][far] < 0.2 * SURE
-    assert results[128]["loss_by_distance"][far] > 0.9 * SURE
+        assert counts[128] == len(far) - 1  # at distance 178
+        assert counts[16] == len(near) - 1  # at distance 19
+        assert sum(counts.values()) + result["new_tokens"] == result["tokens"] == 280
+        assert result["new_loss"] == pytest.approx(SURE, abs=1e-5)
 
 
 def test_text_without_a_byte_is_an_error():
