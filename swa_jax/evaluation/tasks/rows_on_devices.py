@@ -29,7 +29,8 @@ def local_mesh() -> Mesh:
 def over_devices(model: Model, /) -> Model:
     """Returns the model for rows that lie on all devices, the same one every time."""
     mesh = local_mesh()
-    return on_mesh(model, mesh) if mesh.size > 1 else model
+    # Rows are whole, so that no token of a window crosses from device to device.
+    return on_mesh(model, mesh, largest_window=1) if mesh.size > 1 else model
 
 
 def everywhere(params: Any, /) -> Any:
