@@ -51,7 +51,8 @@ def _heat_map(axes: Axes, title: str, lines: Sequence[Line]) -> None:
             text = f"{100 * score:.0f}"
             style: Any = {"ha": "center", "va": "center", "fontsize": 9}
             axes.text(column, row, text, color=color, **style)
-    axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths], rotation=40)
+    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+    axes.set_xlabel("length (tokens)")
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     axes.set_ylim(len(depths) - 0.5, -0.5)  # the top of the text is at the top
     axes.grid(visible=False)
