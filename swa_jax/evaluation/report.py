@@ -132,11 +132,9 @@ def _sections(run: RunRecord) -> list[str]:
                 "wide",
             )
         )
-    parts += task_sections(run.folder)
-    if sample := evaluation.get("sample"):
-        parts.append(_sample(sample))
-    parts.append(card("The run", "", table(_facts(run)), "wide"))
-    return parts
+    facts = card("The run", "", table(_facts(run)), "wide")
+    sample = _sample(evaluation.get("sample"))
+    return [*parts, *task_sections(run.folder), sample, facts]
 
 
 def _missing(sentences: Iterable[str]) -> str:
@@ -236,6 +234,8 @@ def _versions() -> list[str]:
     return versions
 
 
-def _sample(sample: Mapping[str, Any]) -> str:
+def _sample(sample: Mapping[str, Any] | None) -> str:
+    if not sample:
+        return ""
     text = f"<b>{escape(sample['prompt'])}</b>{escape(sample['text'])}"
     return card("A sample", "The prompt is set in bold.", f"<pre>{text}</pre>", "wide")

@@ -19,6 +19,7 @@ from swa_jax.data.synthetic.state_tracking import (
     products,
 )
 from swa_jax.data.tokenizer import byte_tokenizer
+from swa_jax.evaluation.tasks import rows_on_devices, synthetic
 from swa_jax.evaluation.tasks.registry import TASKS, Choices, make_task
 from swa_jax.evaluation.tasks.synthetic import SyntheticTask
 from swa_jax.evaluation.tasks.task import Subject
@@ -174,11 +175,14 @@ def test_each_row_of_text_has_its_own_ordinary_tokens():
     assert all((again[name] == array).all() for name, array in rows.items())
 
 
-def test_results_do_not_depend_on_how_rows_meet_devices():
-    config, model = PERFECT["selective_copy"]
-    few, many = (judged(config, model, rows=rows) for rows in (3, 21))
-    assert (few["asked"], many["asked"]) == (18, 126)
-    assert few["score"] == many["score"] == 1.0
+def test_results_do_not_depend_on_batches_devices_and_chunks(monkeypatch):
+    model = ideal_memory(V, nth_symbol)
+    monkeypatch.setattr(rows_on_devices, "TOKENS_AT_ONCE", 64)  # a row of each device
+    monkeypatch.setattr(synthetic, "default_chunk", lambda **_: 4)  # of 6 answers
+    result = judged(SELECTIVE, model, rows=21)  # eight, eight and five
+    assert result["asked"] == result["correct"] == 6 * 21
+    assert result["correct_among_answers"] == 6 * 21
+    assert result["loss"] < 1e-6
 
 
 def test_a_vocabulary_that_is_too_small_is_an_error():
