@@ -41,7 +41,7 @@ USAGE = """usage: swax COMMAND [OPTIONS]
 
 commands:
   train            train a language model and report on it
-  eval RUN         validation loss by position and bits per byte of a trained run
+  eval RUN         validation loss by position of a trained run, or --tasks
   generate RUN     continue a text with a trained run
   tokenize PATH... cut a large corpus into a token cache to train from
   flops            parameters, FLOPs per token and state bytes of the presets
@@ -163,6 +163,11 @@ def _train(words: list[str]) -> None:
 
 def _eval(arguments: list[str]) -> None:
     command = _parse(Eval, arguments)
+    if command.tasks:
+        from swa_jax.commands.evaluate_tasks import evaluate_tasks
+
+        evaluate_tasks(command)
+        return
     from swa_jax.commands.evaluate import evaluate_folder
 
     evaluate_folder(

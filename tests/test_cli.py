@@ -46,6 +46,10 @@ def parse_train(words):
         (["flops", "--windows"], "--windows: wanted"),
         (["generate", "x", "--seed", "2147483648"], "--seed: wanted an int within 32"),
         (["eval", "x", "--windows", "8", "2147483648"], "--windows: wanted an int"),
+        (["eval", "x", "--tasks", "recal"], "'recal' is no task; wanted some of recal"),
+        (["eval", "x", "--tasks", ","], "--tasks: wanted some of recall, copy"),
+        (["eval", "x", "--lengths", "64"], "are for tasks; give --tasks"),
+        (["eval", "x", "--tasks", "copy", "--task-rows", "0"], "task_rows=0"),
     ],
 )
 def test_bad_input_ends_in_2_with_one_message(arguments, message, tmp_path, capsys):
@@ -231,6 +235,34 @@ def test_eval_takes_a_step_and_windows(run, capsys):
     assert list(evaluation["windows"]) == ["16"]
     assert main(["eval", str(run), "--step", "4"]) == 2
     assert "step=4" in capsys.readouterr().err
+
+
+TASKS = ["--tasks", "induction,perplexity", "--lengths", "32", "--task-rows", "8"]
+
+
+def test_eval_judges_by_tasks_and_goes_on_after_ctrl_c(
+    run, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(run, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "swa_jax.evaluation.tasks.held_out.Perplexity.judge",
+            raising(KeyboardInterrupt()),
+        )
+        assert main(["eval", str(folder), *TASKS]) == 130
+    errors = capsys.readouterr().err
+    assert "swax: interrupted; 0 of 2 cells of perplexity" in errors
+    assert "the same command goes on" in errors
+    assert main(["eval", str(folder), *TASKS]) == 0
+    output, errors = capsys.readouterr()
+    assert "induction 2/2  from before" in errors
+    assert "perplexity 2/2" in errors
+    for words in ("induction at step 6", "score among answers", "bits per byte"):
+        assert words in output
+    lines = (folder / "tasks" / "perplexity.jsonl").read_text().splitlines()
+    assert [json.loads(line)["cell"]["window"] for line in lines] == [8, 64]
+    assert main(["report", str(folder)]) == 0
+    assert "Task: induction" in (folder / "report.html").read_text()
 
 
 def test_eval_refuses_a_text_that_has_changed(run, corpus, capsys):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from swa_jax.evaluation.tasks.registry import TASKS, names_in
 from swa_jax.training.cluster_config import ClusterConfig
 from swa_jax.training.config import Step
 
@@ -30,21 +31,38 @@ RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 class Eval:
     """Evaluate a trained run on its validation text and write evaluation.json.
 
+    With --tasks: judge it by tasks instead, and write RUN/tasks/NAME.jsonl. The same
+    command goes on where it was interrupted.
+
     Attributes:
         run: run folder.
         step: optimizer step of the checkpoint; newest: the newest that verifies; best:
             the one of the lowest validation loss.
         windows: windows (tokens); none given: the smallest and the largest trained one.
-        max_tokens: number of validation tokens to stop after.
+        max_tokens: number of validation tokens to stop after, in each cell of a task.
+        tasks: names of tasks: recall, copy, selective_copy, induction, parity,
+            permutations, positions, perplexity, context.
+        lengths: lengths of the tasks' rows (tokens); none given: those of training, a
+            quarter of that, and four times as much.
+        task_rows: rows of each cell of a synthetic task; None: 64.
     """
 
     run: RunFolder
     step: Step = "newest"
     windows: tuple[int, ...] = ()
     max_tokens: int = 2**17
+    tasks: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    task_rows: int | None = None
 
     def __post_init__(self) -> None:
         _check_int32("windows", *self.windows)
+        _check_int32("lengths", *self.lengths)
+        _check_int32("task-rows", self.task_rows or 0)
+        if self.tasks and not names_in(self.tasks):
+            raise ValueError(f"--tasks: wanted some of {', '.join(TASKS)}, got none")
+        if not self.tasks and (self.lengths or self.task_rows is not None):
+            raise ValueError("--lengths and --task-rows are for tasks; give --tasks")
 
 
 @dataclasses.dataclass(frozen=True)

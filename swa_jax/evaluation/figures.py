@@ -53,7 +53,7 @@ def curves(
     def draw(axes: Axes) -> None:
         _plot(axes, training, key, color=FAINT, label="training", linewidth=1.2)
         windows = sorted({line["window"] for line in validation if "window" in line})
-        for window, color in zip(windows, _shades(len(windows)), strict=True):
+        for window, color in zip(windows, shades(len(windows)), strict=True):
             lines = [line for line in validation if line.get("window") == window]
             label = f"validation, window {window}"
             _plot(axes, lines, key, color=color, label=label, marker="o", markersize=4)
@@ -64,7 +64,7 @@ def curves(
         _crop_to_the_end(axes)
         axes.legend()
 
-    return _svg(draw, name=key)
+    return svg(draw, name=key)
 
 
 def learning_rate(training: Series, /) -> str:
@@ -76,7 +76,7 @@ def learning_rate(training: Series, /) -> str:
         axes.set_ylim(bottom=0.0)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
 
-    return _svg(draw, name="learning-rate", height=2.7)
+    return svg(draw, name="learning-rate", height=2.7)
 
 
 def window_histogram(training: Series, /) -> str:
@@ -95,16 +95,18 @@ def window_histogram(training: Series, /) -> str:
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
-    return _svg(draw, name="windows", height=2.7)
+    return svg(draw, name="windows", height=2.7)
 
 
-def loss_by_position(evaluations: Mapping[int, Mapping[str, Any]], /) -> str:
+def loss_by_position(
+    evaluations: Mapping[int, Mapping[str, Any]], /, *, name: str = "position"
+) -> str:
     """Returns the SVG of the loss (nats/token) in each bin of positions, per window."""
 
     def draw(axes: Axes) -> None:
         windows = sorted(evaluations)
         edges = evaluations[windows[0]]["position_edges"]
-        for window, color in zip(windows, _shades(len(windows)), strict=True):
+        for window, color in zip(windows, shades(len(windows)), strict=True):
             losses = [
                 float("nan") if loss is None else loss
                 for loss in evaluations[window]["loss_by_position"]
@@ -119,7 +121,7 @@ def loss_by_position(evaluations: Mapping[int, Mapping[str, Any]], /) -> str:
         axes.set_ylabel("nats/token")
         axes.legend()
 
-    return _svg(draw, name="position", width=10.4, height=3.2)
+    return svg(draw, name=name, width=10.4, height=3.2)
 
 
 def _plot(axes: Axes, lines: Series, key: str, /, **style: Any) -> None:
@@ -147,7 +149,7 @@ def _crop_to_the_end(axes: Axes) -> None:
     axes.set_ylim(bottom, high + 0.15 * (high - low))
 
 
-def _shades(count: int) -> list[str]:
+def shades(count: int, /) -> list[str]:
     """Returns colours from the tint (smallest window) to the accent (largest)."""
     tint, accent = np.array(to_rgb(TINT)), np.array(to_rgb(ACCENT))
     # A window alone has the accent.
@@ -155,25 +157,40 @@ def _shades(count: int) -> list[str]:
     return [to_hex(tuple((1 - mix) * tint + mix * accent)) for mix in mixes]
 
 
-def _svg(
+def svg(
     draw: Callable[[Axes], None],
+    /,
     *,
     name: str,
     width: float = 5.1,
     height: float = 3.2,
 ) -> str:
     """Returns an <svg> element whose ids all begin with ``name``."""
+    return svg_of_panels([draw], name=name, width=width, height=height)
+
+
+def svg_of_panels(
+    draws: Sequence[Callable[[Axes], None]],
+    /,
+    *,
+    name: str,
+    width: float,
+    height: float,
+) -> str:
+    """Returns an <svg> element of panels side by side, which share their heights."""
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
+        panels = figure.subplots(1, len(draws), sharey=True, squeeze=False)[0]
+        for draw, axes in zip(draws, panels, strict=True):
+            draw(axes)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Several figures share one page, and ids such as "axes_1" would meet.
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    return re.sub(r'href="#', f'href="#{name}-', svg)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    return re.sub(r'href="#', f'href="#{name}-', text)

@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any
 
 from swa_jax.evaluation import figures
+from swa_jax.evaluation.page import card, pair, table
 from swa_jax.evaluation.run_record import RunRecord, read_run
+from swa_jax.evaluation.task_sections import task_sections
 from swa_jax.models.accounting import account
 
 REPORT_FILE = "report.html"
@@ -101,12 +103,12 @@ def _sections(run: RunRecord) -> list[str]:
     parts = [_missing(run.missing), _headline(run, by_window, gzip)]
     if run.training or run.validation:
         parts.append(
-            _pair(
-                _card(
+            pair(
+                card(
                     "Loss", "nats/token",
                     figures.curves(run.training, run.validation, "loss"),
                 ),
-                _card(
+                card(
                     "Bits per byte", "the loss per byte of text",
                     figures.curves(
                         run.training, run.validation, "bits_per_byte", level=gzip
@@ -116,24 +118,23 @@ def _sections(run: RunRecord) -> list[str]:
         )  # fmt: skip
     if run.training:
         parts.append(
-            _pair(
-                _card("Learning rate", "", figures.learning_rate(run.training)),
-                _card("Windows drawn", "", figures.window_histogram(run.training)),
+            pair(
+                card("Learning rate", "", figures.learning_rate(run.training)),
+                card("Windows drawn", "", figures.window_histogram(run.training)),
             )
         )
     if by_window:
         parts.append(
-            _card(
+            card(
                 "Validation loss by position",
                 "Dotted: where the window begins to hide tokens.",
                 figures.loss_by_position(by_window),
                 "wide",
             )
         )
-    if sample := evaluation.get("sample"):
-        parts.append(_sample(sample))
-    parts.append(_card("The run", "", _table(_facts(run)), "wide"))
-    return parts
+    facts = card("The run", "", table(_facts(run)), "wide")
+    sample = _sample(evaluation.get("sample"))
+    return [*parts, *task_sections(run.folder), sample, facts]
 
 
 def _missing(sentences: Iterable[str]) -> str:
@@ -233,23 +234,8 @@ def _versions() -> list[str]:
     return versions
 
 
-def _sample(sample: Mapping[str, Any]) -> str:
+def _sample(sample: Mapping[str, Any] | None) -> str:
+    if not sample:
+        return ""
     text = f"<b>{escape(sample['prompt'])}</b>{escape(sample['text'])}"
-    return _card("A sample", "The prompt is set in bold.", f"<pre>{text}</pre>", "wide")
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    cells = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in rows
-    )
-    return f"<table>{cells}</table>"
-
-
-def _card(title: str, note: str, content: str, kind: str = "") -> str:
-    quiet = f'<span class="quiet">{escape(note)}</span>' if note else ""
-    return f'<section class="{kind}"><h2>{escape(title)}</h2>{quiet}{content}</section>'
-
-
-def _pair(left: str, right: str) -> str:
-    return f'<div class="pair">{left}{right}</div>'
+    return card("A sample", "The prompt is set in bold.", f"<pre>{text}</pre>", "wide")

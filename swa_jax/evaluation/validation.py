@@ -80,7 +80,7 @@ def evaluate(
             sums_2J = np.zeros((2, len(edges) - 1))
         counted_BT = segment_ids_BT > 0
         positions = positions_in_row(segment_ids_BT)[counted_BT]
-        nll = _nll_of(model, params, rows, window=window, chunk=chunk)[counted_BT]
+        nll = token_nll(model, params, rows, window=window, chunk=chunk)[counted_BT]
         sums_2J += _binned(np.searchsorted(edges, positions, "right") - 1, nll, sums_2J)
         if sources > 1:
             source_of = _on_host(rows["sources"])[np.nonzero(counted_BT)[0]]
@@ -90,15 +90,16 @@ def evaluate(
     return _means(sums_2J, by_source, text_bytes, window=window, edges=edges)
 
 
-def _nll_of(
+def token_nll(
     model: Model,
     params: Any,
     rows: Mapping[str, Any],
+    /,
     *,
     window: int,
-    chunk: int | None,
+    chunk: int | None = None,
 ) -> NDArray[np.floating]:
-    """Returns nll_BT (nats/token) on the host."""
+    """Returns nll_BT (nats/token) of a batch of `evaluate`, on the host."""
     batch = {name: rows[name] for name in ARRAYS}
     blocks = _blocks_of_rows(batch["tokens"])
     return _on_host(_batch_nll(model, blocks, chunk, params, batch, np.int32(window)))

@@ -26,8 +26,10 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def locked(folder: Path, /) -> Iterator[None]:
+def locked(folder: Path, /, *, doing: str = "trains") -> Iterator[None]:
     """Keeps other runs out of a folder while the block runs; makes the folder.
+
+    `doing`: what a process does there, for the message to another one.
 
     The file `run.lock` stays; what counts is the operating system's lock on it, which
     no end of the process leaves behind. A file system without locks keeps nobody out.
@@ -41,7 +43,7 @@ def locked(folder: Path, /) -> Iterator[None]:
         end = time.monotonic() + _PATIENCE
         while _lock(handle) is False:
             if time.monotonic() > end:
-                raise ValueError(in_use(folder))
+                raise ValueError(in_use(folder, doing=doing))
             time.sleep(_PATIENCE / 20)
         owner = {
             "pid": os.getpid(),
@@ -69,16 +71,16 @@ def check_free(folder: Path, /) -> None:
         os.close(handle)
 
 
-def in_use(folder: Path, /) -> str:
+def in_use(folder: Path, /, *, doing: str = "trains") -> str:
     """Who has a folder, as they wrote it, in words."""
     try:
         owner = json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))
         who = "process {pid} on {host}, since {since}".format(**owner)
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
+    other = ", or give another --out" if doing == "trains" else ""
     return (
-        f"{folder} is in use: {who}, trains there. Wait for its end or stop it, or "
-        "give another --out"
+        f"{folder} is in use: {who}, {doing} there. Wait for its end or stop it{other}"
     )
 
 

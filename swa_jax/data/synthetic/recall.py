@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from swa_jax.data.synthetic.checks import check_count
+from swa_jax.data.synthetic.checks import check_choice, check_count
 
 Layout = Literal["pairs_first", "scattered"]
 
@@ -47,11 +47,7 @@ class RecallConfig:
                 "RecallConfig: the keys of a row are distinct, so pairs must be at "
                 f"most keys, got pairs={self.pairs}, keys={self.keys}"
             )
-        if self.layout not in get_args(Layout):
-            raise ValueError(
-                f"RecallConfig.layout must be one of {get_args(Layout)}, got "
-                f"{self.layout!r}"
-            )
+        check_choice(self, "layout", get_args(Layout))
         self._check_room()
 
     def _check_room(self) -> None:
@@ -83,6 +79,11 @@ class RecallConfig:
     def vocab_size(self) -> int:
         """Number of ids: noise, keys and values."""
         return self.noise_tokens + self.keys + self.values
+
+    @property
+    def answers(self) -> range:
+        """The ids that may be an answer: the values."""
+        return range(self.noise_tokens + self.keys, self.vocab_size)
 
     @property
     def longest(self) -> int:

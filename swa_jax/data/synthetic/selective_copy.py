@@ -38,6 +38,11 @@ class SelectiveCopyConfig:
         """Number of ids: noise, the marker and the tokens to copy."""
         return 2 + self.symbols
 
+    @property
+    def answers(self) -> range:
+        """The ids that may be an answer."""
+        return range(2, self.vocab_size)
+
 
 def selective_copy_row(
     config: SelectiveCopyConfig, /, *, seed: int, index: int

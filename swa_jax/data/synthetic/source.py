@@ -6,18 +6,37 @@ from typing import Any
 import grain
 import numpy as np
 
+from swa_jax.data.synthetic.copy import CopyConfig, copy_row
+from swa_jax.data.synthetic.induction import InductionConfig, induction_row
 from swa_jax.data.synthetic.recall import RecallConfig, recall_row
 from swa_jax.data.synthetic.selective_copy import (
     SelectiveCopyConfig,
     selective_copy_row,
 )
+from swa_jax.data.synthetic.state_tracking import (
+    ParityConfig,
+    PermutationsConfig,
+    parity_row,
+    permutation_row,
+)
 
-TaskConfig = RecallConfig | SelectiveCopyConfig
+TaskConfig = (
+    RecallConfig
+    | CopyConfig
+    | SelectiveCopyConfig
+    | InductionConfig
+    | ParityConfig
+    | PermutationsConfig
+)
 Row = dict[str, np.ndarray]
 
 _ROW_OF: dict[type, Callable[..., Row]] = {
     RecallConfig: recall_row,
+    CopyConfig: copy_row,
     SelectiveCopyConfig: selective_copy_row,
+    InductionConfig: induction_row,
+    ParityConfig: parity_row,
+    PermutationsConfig: permutation_row,
 }
 
 
