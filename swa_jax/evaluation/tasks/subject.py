@@ -20,12 +20,10 @@ def subject_of(run: Run, data: TextData, /) -> Subject:
 
     @functools.cache
     def held_out() -> NDArray[np.int32]:
-        separator = np.array([run.tokenizer.separator], np.int32)
-        texts = []
-        for part in data.validation.parts:
-            stream_T = part.stream(0, min(part.token_count, HELD_OUT_TOKENS))
-            texts += [separator, stream_T[:-1]]  # its separators stand behind documents
-        return np.concatenate(texts)
+        parts = data.validation.parts
+        ends = [min(part.token_count, HELD_OUT_TOKENS) for part in parts]
+        streams = [part.stream(0, end) for part, end in zip(parts, ends, strict=True)]
+        return np.concatenate(streams)
 
     return Subject(
         model=run.model,
