@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,8 +14,10 @@ from swa_jax.data.needles.config import KINDS, NeedleConfig, ValueKind
 from swa_jax.data.needles.prompt import NeedlePrompt, needle_prompt
 from swa_jax.data.tokenizer import Tokenizer
 from swa_jax.evaluation.tasks.answers import answer
-from swa_jax.evaluation.tasks.task import Cell, Subject
+from swa_jax.evaluation.tasks.registry import Choices
+from swa_jax.evaluation.tasks.task import AXIS, Cell, Subject
 
+SHORTEST = 256  # tokens that have room for every kind, even where they are bytes
 SLACK = 8  # tokens that an answer may be longer than the right one
 _NO_VALUE = re.compile(r"[^0-9A-Za-z-]+")  # what values stand apart by
 
@@ -31,14 +33,16 @@ class NeedleTask:
     Raises ValueError for a bad field.
     """
 
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = field(default=tuple(KINDS), metadata=AXIS)
     """Which tests, of needles.KINDS."""
-    lengths: tuple[int, ...] = (1024, 4096, 16384)
+    lengths: tuple[int, ...] = field(default=(1024, 4096, 16384), metadata=AXIS)
     """Tokens of the prompts, question included; those made of few powers of two are the
     fastest."""
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    depths: tuple[float, ...] = field(
+        default=(0.0, 0.25, 0.5, 0.75, 1.0), metadata=AXIS
+    )
     """Fractions of the haystack before the needle."""
-    windows: tuple[int, ...] = ()
+    windows: tuple[int, ...] = field(default=(), metadata=AXIS)
     """Windows of the sliding-window layers, in tokens."""
     samples: int = 32
     """Prompts of each cell."""
@@ -232,3 +236,22 @@ def _result(graded: Sequence[_Graded]) -> dict[str, Any]:
         "wanted": list(graded[0].wanted),
         "said": graded[0].said,
     }
+
+
+def needle(choices: Choices, /) -> NeedleTask:
+    """Returns all kinds of needles, at the lengths with room for them.
+
+    Raises ValueError where none has.
+    """
+    lengths = tuple(length for length in choices.lengths if length >= SHORTEST)
+    if not lengths:
+        raise ValueError(
+            f"no needles fit in --lengths {choices.lengths}; give some of at least "
+            f"{SHORTEST} tokens"
+        )
+    return NeedleTask(
+        lengths=lengths,
+        windows=choices.windows,
+        samples=choices.rows,
+        seed=choices.seed,
+    )

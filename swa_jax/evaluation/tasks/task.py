@@ -1,16 +1,22 @@
 """What a task is: cells, and what a model comes to in each of them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from swa_jax.configuration import plain
 from swa_jax.data.tokenizer import Tokenizer
 from swa_jax.models.language_model import Model
 
 Cell = Mapping[str, Any]
 """Numbers, texts and lists of them, as JSON holds: the address of one result."""
+
+AXIS = {"axis": True}
+"""Metadata of a task's field that only says which cells there are: each cell has its
+own share of it, and a result stays when the axis grows."""
 
 
 class Subject(NamedTuple):
@@ -22,6 +28,8 @@ class Subject(NamedTuple):
     vocab_size: int  # ids of the model, at least the tokenizer's
     held_out: Callable[[], NDArray[np.integer]]
     """The token ids of held-out text, a separator before each document."""
+    token_bytes: Callable[[], NDArray[Any]] | None = None
+    """Bytes of text per id (V,), where the tokenizer's spelling is not exact."""
 
 
 class Task(Protocol):
@@ -43,3 +51,13 @@ class Task(Protocol):
     def judge(self, subject: Subject, cell: Cell, /) -> dict[str, Any]:
         """Returns what the subject comes to in a cell, as JSON holds it."""
         ...
+
+
+def settings_of(task: Task, /) -> dict[str, Any]:
+    """Returns the fields that, beside a cell, fix its result: all but the axes."""
+    fields: Any = dataclasses.fields(task)  # type: ignore[arg-type]
+    return {
+        field.name: plain(getattr(task, field.name))
+        for field in fields
+        if not field.metadata.get("axis")
+    }

@@ -16,9 +16,10 @@ from swa_jax.data.needles.config import KINDS
 from swa_jax.data.needles.prompt import needle_prompt
 from swa_jax.data.pipeline import load_text_data
 from swa_jax.data.tokenizer import byte_tokenizer, train_bpe
-from swa_jax.evaluation.tasks.needle import NeedleTask
+from swa_jax.evaluation.tasks.needle import NeedleTask, needle
+from swa_jax.evaluation.tasks.registry import Choices
 from swa_jax.evaluation.tasks.subject import subject_of
-from swa_jax.evaluation.tasks.task import Subject, Task
+from swa_jax.evaluation.tasks.task import Subject, Task, settings_of
 from swa_jax.models.config import AttentionConfig, MLSTMConfig, ModelConfig
 from swa_jax.models.language_model import language_model
 from swa_jax.training.config import MeshConfig, RunConfig
@@ -251,10 +252,26 @@ def test_cells_are_all_that_the_fields_name():
         "kind": "single_2", "length": 300, "depth": 0.0, "window": 8
     }  # fmt: skip
     assert from_dict(NeedleTask, json.loads(json.dumps(to_dict(asked)))) == asked
+    axes = {"kinds", "lengths", "depths", "windows"}
+    assert settings_of(asked) == {
+        name: value for name, value in to_dict(asked).items() if name not in axes
+    }
     with pytest.raises(ValueError, match="no window"):
         NeedleTask().cells()
     with pytest.raises(ValueError, match="no kind, no depth"):
         task(kinds=(), depths=()).cells()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_choices_of_all_tasks_make_cells_with_room(kind):
+    asked = needle(Choices(windows=(4,), lengths=(64, 256, 512), rows=40))
+    assert asked.lengths == (256, 512)
+    assert (asked.windows, asked.samples) == ((4,), 40)
+    cell = {"kind": kind, "length": 256, "depth": 0.5, "window": 4}
+    assert cell in asked.cells()
+    assert len(prompts(asked, cell, BYTES)) == 40
+    with pytest.raises(ValueError, match="at least 256 tokens"):
+        needle(Choices(windows=(4,), lengths=(64,)))
 
 
 @pytest.mark.parametrize(
