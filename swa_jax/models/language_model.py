@@ -108,8 +108,12 @@ class Model(NamedTuple):
         return self.head(params["head"], x_BTD), state
 
 
+@functools.cache
 def language_model(config: ModelConfig, /) -> Model:
     """Returns the functions of the model that a config describes.
+
+    Equal configs give the same functions, so that what was compiled for one model
+    serves every other of its shape.
 
     - `init(key)`: the parameters. Everything under "periods" has a leading axis of
       periods.

@@ -11,8 +11,6 @@ from swa_jax.data.needles.config import NeedleConfig
 from swa_jax.data.needles.sentences import FILLER, answer_text, draw_needles
 from swa_jax.data.one_move import write_in_one_move
 
-MAX_QUESTIONS = 1024
-
 
 @dataclass(frozen=True)
 class DocumentConfig:
@@ -22,23 +20,16 @@ class DocumentConfig:
     """
 
     needles: NeedleConfig
-    shortest: int = 20
-    """Fewest bytes of a stretch of hay."""
-    longest: int = 600
-    """Most bytes of a stretch; the lengths are uniform in their logarithm."""
-    questions: int = 4
-    """How often the question comes, each time with its answer and behind more hay."""
+    shortest: int = 300
+    """Fewest bytes of hay in a document."""
+    longest: int = 1500
+    """Most bytes of hay; the lengths are uniform in their logarithm."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(
                 "DocumentConfig wants 1 <= shortest <= longest, in bytes, got "
                 f"shortest={self.shortest}, longest={self.longest}"
-            )
-        if not 1 <= self.questions <= MAX_QUESTIONS:
-            raise ValueError(
-                f"DocumentConfig.questions must be from 1 to {MAX_QUESTIONS}, got "
-                f"{self.questions}"
             )
 
 
@@ -47,27 +38,24 @@ def needle_document(
 ) -> str:
     """Returns document ``index``, a pure function of its arguments.
 
-    A stretch of hay from one of ``texts``, every needle at a place of its own in it,
-    drawn at random; then, as often as the config says, more hay, the question and its
-    answer. Raises ValueError where there is no text.
+    Hay from one of ``texts``, every needle at a place of its own drawn at random, and
+    at the end the question with its answer. Raises ValueError where there is no text.
     """
     random = np.random.default_rng((seed, index))
     needles = draw_needles(config.needles, random)
     low, high = np.log([config.shortest, config.longest + 1])
-    lengths = np.exp(random.uniform(low, high, 1 + config.questions)).astype(int)
-    hay = _hay(config.needles, texts, int(lengths.sum()), random)
-    first, *later = np.split(np.array(list(hay)), np.cumsum(lengths)[:-1])
+    length = int(np.exp(random.uniform(low, high)))
+    hay = _hay(config.needles, texts, length, random)
+    places = np.sort(random.integers(0, len(hay) + 1, len(needles.hidden)))
     order = random.permutation(len(needles.hidden))
-    places = np.sort(random.integers(0, len(first) + 1, len(order)))
-    stretches = ["".join(part) for part in np.split(first, places)]
-    pieces = [stretches[0]]
-    for needle, stretch in zip(order, stretches[1:], strict=True):
-        pieces += [needles.hidden[needle], stretch]
-    spoken = [needles.answers[i] for i in order if i < needles.asked]
-    asked = needles.question + answer_text(spoken)
-    for part in later:
-        pieces += ["".join(part), asked]
-    return "".join(pieces)
+    pieces, start = [], 0
+    for place, needle in zip(places, order, strict=True):
+        pieces += [hay[start:place], needles.hidden[needle]]
+        start = place
+    spoken = [i for i in order if i < needles.asked]  # the order in which they stand
+    answers = tuple(needles.answers[i] for i in spoken)
+    needles = needles._replace(answers=answers)
+    return "".join([*pieces, hay[start:], needles.question, answer_text(needles)])
 
 
 def write_needle_documents(

@@ -14,8 +14,8 @@ class NeedlePrompt(NamedTuple):
     """A prompt that ends where the answer begins."""
 
     ids_T: NDArray[np.int32]  # exactly the length that was asked for
-    answers: tuple[str, ...]  # all of them count
-    answer_tokens: int  # tokens of an answer in the words that training texts use
+    answers: tuple[str, ...]  # all of them count; in the order in which they stand
+    answer_A: NDArray[np.int32]  # their ids, in the words that training texts use
     distances: tuple[int, ...]  # tokens from the end of each answer's needle to the end
 
 
@@ -36,7 +36,8 @@ def needle_prompt(
     tokens in all. The first needle that is asked for begins behind the fraction
     ``depth`` of the haystack (0: at its start, 1: right before the question); all
     others stand at places drawn at random. The haystack is a stretch of ``text`` (token
-    ids) from a random place on, beginning again where it ends, or one that is repeated.
+    ids, without separators: a prompt is one document) from a random place on, beginning
+    again where it ends, or one that is repeated.
 
     Raises ValueError for a depth outside [0, 1], an empty text, and a length without
     room for needles and question.
@@ -57,16 +58,19 @@ def needle_prompt(
     places = random.integers(0, room + 1, len(hidden))
     places[0] = round(depth * room)
     parts, behind, left = [question], [len(question)] * len(hidden), room
-    for needle in np.argsort(-places, kind="stable"):  # from the end to the start
+    backwards = np.argsort(-places, kind="stable")  # from the end to the start
+    for needle in backwards:
         tail = sum(map(len, parts)) + left - places[needle]
         parts = [hidden[needle], hay[places[needle] : left], *parts]
         behind[needle], left = int(tail), places[needle]
     parts = [np.array([tokenizer.separator], np.int32), hay[:left], *parts]
+    spoken = [needle for needle in backwards[::-1] if needle < needles.asked]
+    needles = needles._replace(answers=tuple(needles.answers[i] for i in spoken))
     return NeedlePrompt(
         ids_T=np.concatenate(parts).astype(np.int32),
         answers=needles.answers,
-        answer_tokens=len(_ids(tokenizer, answer_text(needles.answers))),
-        distances=tuple(behind[: needles.asked]),
+        answer_A=_ids(tokenizer, answer_text(needles)),
+        distances=tuple(behind[i] for i in spoken),
     )
 
 

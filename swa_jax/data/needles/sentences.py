@@ -1,7 +1,6 @@
 """Needles and the question for one of them, as sentences."""
 
 import uuid
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +64,12 @@ def _question(noun: str, key: str, /, *, many: bool) -> str:
     """Returns the question, and the answer's words up to the first value."""
     if many:
         return f" What are all magic {noun}s of {key}? The magic {noun} of {key} is"
-    return f" The magic {noun} of {key} is"
+    return f" What is the magic {noun} of {key}? The magic {noun} of {key} is"
 
 
-def answer_text(values: Sequence[str], /) -> str:
+def answer_text(needles: Needles, /) -> str:
     """Returns what stands behind the question: all values, a comma between them."""
-    return " " + ", ".join(values) + "."
+    return " " + ", ".join(needles.answers) + "."
 
 
 def _value(config: NeedleConfig, random: np.random.Generator) -> str:

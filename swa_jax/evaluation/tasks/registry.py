@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 # name -> module below swa_jax.evaluation.tasks, and the function there that makes the
 # task of some choices
 TASKS = {
+    "needle": "needle:needle",
     "recall": "synthetic:recall",
     "copy": "synthetic:plain_copy",
     "selective_copy": "synthetic:selective_copy",
