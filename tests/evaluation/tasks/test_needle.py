@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from swa_jax.commands.evaluate_tasks import subject_of
 from swa_jax.configuration import from_dict, to_dict
 from swa_jax.data.config import DataConfig
 from swa_jax.data.needles.config import KINDS
@@ -18,7 +19,6 @@ from swa_jax.data.pipeline import load_text_data
 from swa_jax.data.tokenizer import byte_tokenizer, train_bpe
 from swa_jax.evaluation.tasks.needle import NeedleTask, needle
 from swa_jax.evaluation.tasks.registry import Choices
-from swa_jax.evaluation.tasks.subject import subject_of
 from swa_jax.evaluation.tasks.task import Subject, Task, settings_of
 from swa_jax.models.config import AttentionConfig, MLSTMConfig, ModelConfig
 from swa_jax.models.language_model import language_model
@@ -321,7 +321,7 @@ def test_the_subject_of_a_run_reads_its_held_out_text(tmp_path):
     model = language_model(model_config)
     params = model.init(jax.random.key(0))
     run = Run(config, model, params, data.tokenizer, 1, data.fingerprint)
-    of_run = subject_of(run, data)
+    of_run = subject_of(run)
     ids_T = of_run.held_out()
     assert of_run.held_out() is ids_T
     assert (of_run.vocab_size, of_run.model, of_run.params) == (264, model, params)
