@@ -5,12 +5,12 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from swa_jax.commands.flops import in_units
 from swa_jax.models.accounting import Account
 
-from .config import CONTEXTS, Size, What
+from .config import CONTEXTS, SERIES, Size, What
 from .costs import cost_at
 from .results import Results
 from .rows import Row
@@ -113,11 +113,11 @@ def _draw_foreseen(axes, last: Row, rows: list[Row | None], color: str) -> None:
 def _finish(axes, title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = [2**power for power in range(9, 21) if power % 2 or power == 20]
-    axes.set_xticks(ticks, [_tokens(tick) for tick in ticks])
+    axes.set_xticks(SERIES, [_tokens(context) for context in SERIES])
     axes.set_xlim(CONTEXTS[0] / 1.3, CONTEXTS[-1] * 1.3)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=20))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: in_units(y)))
-    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title(title, fontsize="medium")
     axes.grid(color=GRID)
     axes.spines[["top", "right"]].set_visible(False)

@@ -43,7 +43,7 @@ RUN = {
     "matmul_flops_per_second": 1e9,
     "stream_bytes_per_second": 1e9,
 }
-EVERY_STATE = ("swa", "attention", "mlstm", "short_swa+gla", "short_conv+mamba2")
+EVERY_STATE = ("swa", "attention", "mlstm", "short_swa+gla")
 
 
 def small(*pattern):
@@ -205,7 +205,7 @@ def test_a_state_that_the_account_does_not_know_stops_the_run(monkeypatch, tmp_p
 
 
 def test_what_is_timed_decodes_what_generate_does():
-    config, window = small("swa", "attention", "mlstm"), 4
+    config, window = small("swa", "attention"), 4
     model, params = language_model(config), runners.parameters(config, seed=0)
     prompt_BT = jax.random.randint(jax.random.key(1), (1, 6), 0, config.vocab_size)
     options = {"tokens": 5, "window": window, "temperature": 0.0, "context": 20}
@@ -249,10 +249,11 @@ def test_a_kind_that_fails_or_takes_too_long_is_a_row_and_the_others_run(
     assert failures["xlstm"] == "MemoryError: out of memory"
     assert failures["swa"] == "FloatingPointError: the loss is not finite"
     assert failures["hybrid"] is None
-    assert failures[OURS].startswith("would take 8")  # 2**20 / 64 x 0.5 s
+    assert "would take 8" in str(failures[OURS])  # 2**20 / 64 x 0.5 s
     foreseen = {row.kind: row.predicted_seconds for row in rows}
     assert foreseen[OURS] == pytest.approx(8192, rel=0.1)
-    assert foreseen[FULL] > 100 * 65_536  # its FLOPs/token grow as well
+    # Its FLOPs/token grow as well.
+    assert (foreseen[FULL] or 0.0) > 100 * 65_536
     assert foreseen["hybrid"] is None
     assert all(len(row.seconds) == (row.kind == "hybrid") * 2 for row in rows)
     results.add(rows)
