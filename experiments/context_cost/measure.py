@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from .costs import call_tokens, predicted_seconds
 from .results import Results
 from .rows import Row
 from .runners import Runner, TooLarge, make_runner
+
+MACHINE, MACHINE_SIDE = "machine", 1024  # a matmul that takes turns with the kinds
 
 
 def measure_cell(
@@ -34,34 +36,27 @@ def measure_cell(
     Raises:
       AssertionError: a state is not as large as the account says.
     """
-    size, load = results.size, load_average()
-    rows = {kind: _foreseen(results, kind, cell) for kind in size.kinds}
+    load = load_average()
+    rows = {kind: _foreseen(results, kind, cell) for kind in results.size.kinds}
     warm: dict[str, _Warm] = {}
     for kind, row in rows.items():
         if row.failure is not None:
             continue
         progress(f"compiling {kind}")
-        try:
-            warm[kind] = _warmed(size, kind, cell, device, seed)
-        except AssertionError:  # what is counted is not what is measured
-            raise
-        except TooLarge as error:
-            rows[kind] = dataclasses.replace(row, failure=str(error))
-        except Exception as error:  # any, such as no memory: it becomes a row
-            rows[kind] = dataclasses.replace(row, failure=reason(error))
+        found = _warmed(results.size, kind, cell, device, seed)
+        if isinstance(found, str):
+            rows[kind] = dataclasses.replace(row, failure=found)
+        else:
+            warm[kind] = found
     progress("in turns")
-    readings = _in_turns(warm, size.readings)
+    readings = _in_turns(warm, results.size.readings)
+    noted = {
+        "load_average": load,
+        "machine_seconds": tuple(readings.pop(MACHINE)),
+    }
     for kind, seconds in readings.items():
-        found = warm[kind]
-        rows[kind] = dataclasses.replace(
-            rows[kind],
-            tokens=found.runner.tokens,
-            seconds=() if found.failure else tuple(seconds),
-            state_bytes=found.runner.state_bytes,
-            held_bytes=found.runner.held_bytes,
-            failure=found.failure,
-        )
-    return [dataclasses.replace(row, load_average=load) for row in rows.values()]
+        rows[kind] = warm[kind].row(rows[kind], seconds)
+    return [dataclasses.replace(row, **noted) for row in rows.values()]
 
 
 def load_average() -> float | None:
@@ -110,8 +105,35 @@ class _Warm:
             self.failure = reason(error)
             return ()
 
+    def row(self, row: Row, seconds: Sequence[float], /) -> Row:
+        """Returns the row with the readings; with the failure, where one failed."""
+        return dataclasses.replace(
+            row,
+            tokens=self.runner.tokens,
+            seconds=() if self.failure else tuple(seconds),
+            state_bytes=self.runner.state_bytes,
+            held_bytes=self.runner.held_bytes,
+            failure=self.failure,
+        )
 
-def _warmed(size: Size, kind: str, cell: Cell, device: Any, seed: int) -> _Warm:
+
+def _warmed(size: Size, kind: str, cell: Cell, device: Any, seed: int) -> _Warm | str:
+    """Returns a kind that is ready for the clock, or why there is none.
+
+    Raises:
+      AssertionError: what is counted is not what is measured.
+    """
+    try:
+        return _warm(size, kind, cell, device, seed)
+    except AssertionError:
+        raise
+    except TooLarge as error:
+        return str(error)
+    except Exception as error:  # any, such as no memory: it becomes a row
+        return reason(error)
+
+
+def _warm(size: Size, kind: str, cell: Cell, device: Any, seed: int) -> _Warm:
     """Returns a kind whose call lasts as long as a reading should."""
     runner = make_runner(size, kind, cell, device, seed=seed)
     seconds = seconds_of(runner.run)
@@ -125,8 +147,15 @@ def _warmed(size: Size, kind: str, cell: Cell, device: Any, seed: int) -> _Warm:
 
 
 def _in_turns(warm: dict[str, _Warm], readings: Readings) -> dict[str, list[float]]:
-    """Returns the seconds of each kind in each round; long calls have fewer rounds."""
+    """Returns the seconds of each kind, and of MACHINE, in each round.
+
+    Long calls have fewer rounds; where no kind is left there are none.
+    """
     turn = sum(found.seconds for found in warm.values())
     affordable = int(readings.cell_seconds / turn) if turn else readings.rounds
     rounds = min(readings.rounds, max(readings.least_rounds, affordable))
-    return interleaved(warm, rounds=rounds, warmup_rounds=0)
+    x_MM = jnp.ones((MACHINE_SIDE, MACHINE_SIDE))
+    matmul = jax.jit(jnp.matmul)
+    jax.block_until_ready(matmul(x_MM, x_MM))
+    runs = {MACHINE: lambda: matmul(x_MM, x_MM), **warm}
+    return interleaved(runs, rounds=rounds if warm else 0, warmup_rounds=0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.kernel_speed.report import provenance_table
 from experiments.kernel_speed.tables import Table, milliseconds, page, percent
-from experiments.mixer_speed.rows import Spread, ratio
+from experiments.mixer_speed.rows import Spread, ratio, spread
 from swa_jax.commands.flops import in_units
 
 from .config import ACCOUNTED, CONTEXTS, FULL, OURS, WHATS, Size, What
@@ -35,6 +35,14 @@ TITLES: dict[What, tuple[str, str]] = {
 }
 # The accounts beside that of the measured size; its window is the paper's larger one.
 LARGE, LARGE_WINDOW = "1.4b", 2048
+DETAILS = (
+    "Floor: the FLOPs over the pairs of tokens that see each other, at the matmul "
+    "peak of the same runs; in decoding, where it is more, all kernels once and the "
+    "state of each token, read at the peak of memory. Share: floor / time. Held: the "
+    "state, or a training step by XLA's plan. Load average: of the machine's last "
+    "minute, when the cell began. Machine: its speed on a matmul in the same rounds, "
+    "of its best on this page"
+)
 
 
 def write(results: Results, /) -> list[Path]:
@@ -184,6 +192,10 @@ def _accounts(model: str, window: int) -> list[Table]:
 
 def _details(results: Results) -> Table:
     rows = []
+    fastest = min(
+        (second for row in results.rows.values() for second in row.machine_seconds),
+        default=0.0,
+    )
     for row in results.rows.values():
         time = row.token_seconds
         if time is None:
@@ -202,18 +214,17 @@ def _details(results: Results) -> Table:
                 _bytes(row.held_bytes),
                 str(len(row.seconds)),
                 "-" if row.load_average is None else f"{row.load_average:.1f}",
+                _machine(row, fastest),
             )
         )
     columns = ("what", "kind", "context", "tokens of a call", "call (ms)", "floor (ms)")
-    columns += ("share", "held", "rounds", "load average")
-    note = (
-        "Floor: the FLOPs over the pairs of tokens that see each other, at the matmul "
-        "peak of the same runs; in decoding, where it is more, all kernels once and "
-        "the state of each token, read at the peak of memory. Share: floor / time. "
-        "Held: the state, or a training step by XLA's plan. Load average: of the "
-        "machine's last minute, when the cell began"
-    )
-    return Table("Every cell", note, columns, rows)
+    columns += ("share", "held", "rounds", "load average", "machine")
+    return Table("Every cell", DETAILS, columns, rows)
+
+
+def _machine(row: Row, fastest: float) -> str:
+    found = spread(row.machine_seconds)
+    return "-" if found is None else percent(fastest / found.median)
 
 
 def _failures(results: Results) -> Table:

@@ -21,6 +21,8 @@ class Row:
             account counts them; None of a training step.
         held_bytes: of all arrays of the state, or of the step by XLA's plan.
         load_average: of the machine's last minute when the cell began.
+        machine_seconds: of one and the same matmul, in each round of the cell: other
+            work on the machine slows it down as well.
         failure: why there are no seconds.
         predicted_seconds: a call, from the last one that was measured, by FLOPs, where
             it was not measured because it takes too long.
@@ -34,6 +36,7 @@ class Row:
     state_bytes: int | None = None
     held_bytes: int | None = None
     load_average: float | None = None
+    machine_seconds: tuple[float, ...] = ()
     failure: str | None = None
     predicted_seconds: float | None = None
 
