@@ -102,7 +102,7 @@ def _beside(results: Results) -> Table:
                 f"{context:,}",
                 f"{full.training_flops / ours.training_flops:.2f}",
                 f"{full.state_bytes / ours.state_bytes:.2f}",
-                *("-" if r is None else _spread(r, ".3g") for r in found),
+                *("-" if r is None else _spread(r) for r in found),
             )
         )
     columns = ("context", "FLOPs/token", "state bytes")
@@ -133,16 +133,16 @@ def _speeds(results: Results, what: What) -> Table:
     columns = ("kind", *(f"{context:,}" for context in contexts))
     if what == "train":
         note += f"; about {size.step_tokens:,} tokens a step, or one row"
-    return Table(title, f"{note}; > : not measured, foreseen by FLOPs", columns, rows)
+    return Table(title, f"{note}; [ ]: not measured, foreseen by FLOPs", columns, rows)
 
 
 def _speed(row: Row | None) -> str:
     if row is None:
         return ""
     if row.speed is not None:
-        return _spread(row.speed, ",.3g" if row.speed.median < 1000 else ",.0f")
+        return _spread(row.speed)
     if row.predicted_seconds is not None:
-        return f"> {row.tokens / row.predicted_seconds:,.3g}"
+        return f"[{_number(row.tokens / row.predicted_seconds)}]"
     return "-"
 
 
@@ -250,9 +250,13 @@ def _runs(results: Results) -> list[Table]:
     return found
 
 
-def _spread(found: Spread, form: str) -> str:
-    median, low, high = (format(value, form) for value in found)
+def _spread(found: Spread) -> str:
+    median, low, high = map(_number, found)
     return f"{median} ({low} to {high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _bytes(count: int | None) -> str:
