@@ -1,0 +1,1 @@
+"""What does a token cost at a long context? README.md has the method."""
