@@ -14,7 +14,7 @@ from swa_jax.evaluation.tasks.held_out import held_out_ids
 from swa_jax.evaluation.tasks.registry import Choices, make_task, names_in
 from swa_jax.evaluation.tasks.results import Line, origin_of, results_path
 from swa_jax.evaluation.tasks.runner import run_tasks
-from swa_jax.evaluation.tasks.task import Subject
+from swa_jax.evaluation.tasks.task import Subject, differing_axes
 from swa_jax.training.checkpoint import check_same_text
 from swa_jax.training.config import RunConfig
 from swa_jax.training.memory import memory_errors
@@ -88,7 +88,7 @@ def task_table(name: str, lines: Sequence[Line], /) -> Table:
     step = lines[0]["step"]
     table = Table(title=f"{name} at step {step:,}", title_justify="left")
     cells, results = [x["cell"] for x in lines], [x["result"] for x in lines]
-    axes = [axis for axis in cells[0] if len({str(cell[axis]) for cell in cells}) > 1]
+    axes = differing_axes(cells)
     names = [key for key, value in results[0].items() if _is_number(value)]
     # Where there is a score, it says what the number of right answers says.
     names = [key for key in names if not key.startswith("correct")][:_MOST_COLUMNS]

@@ -61,3 +61,9 @@ def settings_of(task: Task, /) -> dict[str, Any]:
         for field in fields
         if not field.metadata.get("axis")
     }
+
+
+def differing_axes(cells: Sequence[Cell], /) -> list[str]:
+    """Returns the axes in which cells differ, or all where none do."""
+    axes = [axis for axis in cells[0] if len({str(cell[axis]) for cell in cells}) > 1]
+    return axes or list(cells[0])
