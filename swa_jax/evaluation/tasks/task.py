@@ -65,5 +65,6 @@ def settings_of(task: Task, /) -> dict[str, Any]:
 
 def differing_axes(cells: Sequence[Cell], /) -> list[str]:
     """Returns the axes in which cells differ, or all where none do."""
-    axes = [axis for axis in cells[0] if len({str(cell[axis]) for cell in cells}) > 1]
-    return axes or list(cells[0])
+    axes = dict.fromkeys(axis for cell in cells for axis in cell)
+    differing = [a for a in axes if len({str(cell.get(a)) for cell in cells}) > 1]
+    return differing or list(axes)
