@@ -14,6 +14,7 @@ from swa_jax.evaluation.tasks.held_out import held_out_ids
 from swa_jax.evaluation.tasks.registry import Choices, make_task, names_in
 from swa_jax.evaluation.tasks.results import Line, origin_of, results_path
 from swa_jax.evaluation.tasks.runner import run_tasks
+from swa_jax.evaluation.tasks.synthetic import SyntheticTask
 from swa_jax.evaluation.tasks.task import Subject, differing_axes
 from swa_jax.training.checkpoint import check_same_text
 from swa_jax.training.config import RunConfig
@@ -39,9 +40,12 @@ def evaluate_tasks(command: Eval, /) -> None:
         print(note, file=sys.stderr)
     choices = _choices(command, run.config)
     tasks = [make_task(name, choices) for name in names_in(command.tasks)]
+    subject = subject_of(run)
+    if not all(isinstance(task, SyntheticTask) for task in tasks):
+        subject.held_out()  # a text that does not serve ends it now, not after hours
     origin = origin_of(run.config, run.fingerprint, run.step)
     with memory_errors(run.config, doing="evaluating", numbers=""):
-        found = run_tasks(tasks, subject_of(run), command.run, origin=origin)
+        found = run_tasks(tasks, subject, command.run, origin=origin)
     console = Console(highlight=False)
     for name, lines in found.items():
         console.print(task_table(name, lines))
