@@ -257,7 +257,7 @@ def test_eval_judges_by_tasks_and_goes_on_after_ctrl_c(
     output, errors = capsys.readouterr()
     assert "induction 2/2  from before" in errors
     assert "perplexity 2/2" in errors
-    for words in ("induction at step 6", "score among answers", "bits per byte"):
+    for words in ("induction at step 6", "chance", "perplexity at step 6"):
         assert words in output
     lines = (folder / "tasks" / "perplexity.jsonl").read_text().splitlines()
     assert [json.loads(line)["cell"]["window"] for line in lines] == [8, 64]

@@ -14,7 +14,8 @@ from swa_jax.evaluation.tasks.held_out import held_out_ids
 from swa_jax.evaluation.tasks.registry import Choices, make_task, names_in
 from swa_jax.evaluation.tasks.results import Line, origin_of, results_path
 from swa_jax.evaluation.tasks.runner import run_tasks
-from swa_jax.evaluation.tasks.task import Subject
+from swa_jax.evaluation.tasks.synthetic import SyntheticTask
+from swa_jax.evaluation.tasks.task import Subject, differing_axes
 from swa_jax.training.checkpoint import check_same_text
 from swa_jax.training.config import RunConfig
 from swa_jax.training.memory import memory_errors
@@ -29,22 +30,22 @@ def evaluate_tasks(command: Eval, /) -> None:
     Raises ValueError and FileNotFoundError for a folder, a text or numbers that do not
     serve.
     """
-    numbers = (*command.windows, *command.lengths, command.max_tokens)
-    rows = 64 if command.task_rows is None else command.task_rows
-    if min(*numbers, rows) < 1:
+    if min((*command.windows, command.max_tokens)) < 1:
         raise ValueError(
-            "wanted windows, lengths, tokens and rows of at least 1, got "
-            f"windows={command.windows}, lengths={command.lengths}, "
-            f"max_tokens={command.max_tokens}, task_rows={rows}."
+            f"wanted windows and tokens of at least 1, got windows={command.windows}, "
+            f"max_tokens={command.max_tokens}."
         )
     run = open_run(command.run, step=command.step)
     for note in run.notes:
         print(note, file=sys.stderr)
-    choices = _choices(command, run.config, rows=rows)
+    choices = _choices(command, run.config)
     tasks = [make_task(name, choices) for name in names_in(command.tasks)]
+    subject = subject_of(run)
+    if not all(isinstance(task, SyntheticTask) for task in tasks):
+        subject.held_out()  # a text that does not serve ends it now, not after hours
     origin = origin_of(run.config, run.fingerprint, run.step)
     with memory_errors(run.config, doing="evaluating", numbers=""):
-        found = run_tasks(tasks, subject_of(run), command.run, origin=origin)
+        found = run_tasks(tasks, subject, command.run, origin=origin)
     console = Console(highlight=False)
     for name, lines in found.items():
         console.print(task_table(name, lines))
@@ -73,16 +74,17 @@ def subject_of(run: Run, /) -> Subject:
     )
 
 
-def _choices(command: Eval, config: RunConfig, *, rows: int) -> Choices:
+def _choices(command: Eval, config: RunConfig) -> Choices:
     trained = {config.windows.smallest, config.windows.largest}
     length = config.data.seq_len
     lengths = {max(64, length // 4), length, 4 * length}
-    return Choices(
+    choices = Choices(
         windows=tuple(sorted(set(command.windows) or trained)),
         lengths=tuple(sorted(set(command.lengths) or lengths)),
-        rows=rows,
         max_tokens=command.max_tokens,
     )
+    rows = command.task_rows
+    return choices if rows is None else choices._replace(rows=rows)
 
 
 def task_table(name: str, lines: Sequence[Line], /) -> Table:
@@ -90,9 +92,10 @@ def task_table(name: str, lines: Sequence[Line], /) -> Table:
     step = lines[0]["step"]
     table = Table(title=f"{name} at step {step:,}", title_justify="left")
     cells, results = [x["cell"] for x in lines], [x["result"] for x in lines]
-    axes = [axis for axis in cells[0] if len({str(cell[axis]) for cell in cells}) > 1]
+    axes = differing_axes(cells)
     names = [key for key, value in results[0].items() if _is_number(value)]
-    names = names[:_MOST_COLUMNS]
+    # Where there is a score, it says what the number of right answers says.
+    names = [key for key in names if not key.startswith("correct")][:_MOST_COLUMNS]
     for column in (*axes, *names):
         table.add_column(column.replace("_", " "), justify="right")
     for cell, result in zip(cells, results, strict=True):

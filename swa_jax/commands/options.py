@@ -59,6 +59,12 @@ class Eval:
         _check_int32("windows", *self.windows)
         _check_int32("lengths", *self.lengths)
         _check_int32("task-rows", self.task_rows or 0)
+        rows = 1 if self.task_rows is None else self.task_rows
+        if min(*self.lengths, rows, 1) < 1:
+            raise ValueError(
+                "--lengths and --task-rows: wanted numbers of at least 1, got "
+                f"lengths={self.lengths}, task_rows={self.task_rows}"
+            )
         if self.tasks and not names_in(self.tasks):
             raise ValueError(f"--tasks: wanted some of {', '.join(TASKS)}, got none")
         if not self.tasks and (self.lengths or self.task_rows is not None):

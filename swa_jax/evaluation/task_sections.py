@@ -1,7 +1,7 @@
 """What a report shows of tasks: a section for each file of results."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from swa_jax.evaluation.task_figures import (
 )
 from swa_jax.evaluation.tasks.registry import TASKS
 from swa_jax.evaluation.tasks.results import TASKS_FOLDER, read_results
+from swa_jax.evaluation.tasks.task import differing_axes
 
 _PANELS = 5  # beside each other
 
@@ -68,7 +69,8 @@ def _needles(ids: str, lines: Sequence[Line]) -> str:
 
 def _distances(ids: str, lines: Sequence[Line]) -> str:
     """One figure for each length, with a panel for each other difficulty."""
-    varied = [axis for axis in _varied(lines) if axis not in ("window", "seq_len")]
+    axes = differing_axes([line["cell"] for line in lines])
+    varied = [axis for axis in axes if axis not in ("window", "seq_len")]
     parts = []
     for [(_, length)], of_length in _grouped(lines, ("seq_len",)):
         panels = [(_title(key), part) for key, part in _grouped(of_length, varied)]
@@ -100,7 +102,7 @@ def _contexts(ids: str, lines: Sequence[Line]) -> str:
 
 def _numbers(lines: Sequence[Line]) -> str:
     """A table of the numbers of every cell."""
-    axes = _varied(lines) or list(lines[0]["cell"])
+    axes = differing_axes([line["cell"] for line in lines])
     names = [
         key
         for key, value in lines[0]["result"].items()
@@ -132,12 +134,6 @@ def _grouped(
 
     for key in sorted(groups, key=place):
         yield key, groups[key]
-
-
-def _varied(lines: Sequence[Line]) -> list[str]:
-    """The axes in which cells differ."""
-    cells: list[Mapping[str, Any]] = [line["cell"] for line in lines]
-    return [axis for axis in cells[0] if len({str(cell[axis]) for cell in cells}) > 1]
 
 
 def _title(key: Key) -> str:

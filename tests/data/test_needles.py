@@ -52,9 +52,15 @@ def prompt_of(config, tokenizer="bytes", /, *, length=1200, depth=0.5, **place):
     )
 
 
+def only(pattern, text):
+    """Returns the one place of a text that has the pattern."""
+    [match] = re.finditer(pattern, text)
+    return match
+
+
 def taken_apart(text):
     """Returns the needles (noun, key, value) of a text and what its question asks."""
-    [question] = re.finditer(QUESTION, text)
+    question = only(QUESTION, text)
     noun, many, key = question.group("noun", "many", "key")
     needles = re.findall(NEEDLE, text[: question.start()])
     return needles, (noun, key), bool(many), text[question.end() :]
@@ -112,10 +118,10 @@ def test_the_depth_is_the_share_of_hay_before_the_needle(kind, tokenizer):
     for depth in (0.0, 0.25, 0.5, 1.0):
         prompt = prompt_of(KINDS[kind], tokenizer, length=900, depth=depth)
         text = TOKENIZERS[tokenizer].decode(prompt.ids_T)
-        start = re.search(NEEDLE, text).start()
+        start = only(NEEDLE, text).start()
         before = len(TOKENIZERS[tokenizer].encode(text[:start]))
         behind = prompt.distances[0] - len(
-            TOKENIZERS[tokenizer].encode(re.search(QUESTION, text).group())
+            TOKENIZERS[tokenizer].encode(only(QUESTION, text).group())
         )
         assert abs(before - depth * (before + behind)) < 4  # words cut by the needle
 
@@ -148,7 +154,7 @@ def test_a_length_without_room_is_refused(kind, tokenizer):
         try:
             prompt = prompt_of(KINDS[kind], tokenizer, length=length)
         except ValueError as error:
-            needed = re.search(r"question, (\d+) tokens", str(error)).group(1)
+            needed = only(r"question, (\d+) tokens", str(error)).group(1)
             assert length < int(needed)
             continue
         served.append(length)
@@ -210,7 +216,7 @@ def test_documents_read_as_the_prompts_do(kind, tokenizer, index):
     assert many == (config.values_per_key > 1)
     # The question and its answer, and every needle, have the ids of a prompt's.
     ids_T = TOKENIZERS[tokenizer].encode(document).tolist()
-    end = re.search(QUESTION + ".*$", document).group()
+    end = only(QUESTION + ".*$", document).group()
     question, answer = end[: -len(rest)], end[-len(rest) :]
     tail = [*TOKENIZERS[tokenizer].encode(question)]
     tail += [*TOKENIZERS[tokenizer].encode(answer)]
@@ -227,7 +233,7 @@ def test_documents_have_hay_of_the_wanted_lengths():
     lengths = set()
     for index in range(200):
         document = needle_document(config, [], seed=0, index=index)
-        start = re.search(QUESTION, document).start()
+        start = only(QUESTION, document).start()
         hay = re.sub(NEEDLE, "", document[:start])
         assert FILLER.startswith(hay)
         lengths.add(len(hay))

@@ -94,6 +94,7 @@ def test_only_allowed_ids_are_chosen(temperature):
     [
         ({"tokens": 0}, "tokens=0"),
         ({"window": 0}, "window=0"),
+        ({"prefill_chunk": 0}, "prefill_chunk=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_k": 0}, "top_k=0"),

@@ -90,6 +90,6 @@ def _hay(
         raise ValueError("the haystack needs a text that is not empty, got none")
     text = ""
     while not text:
-        text = texts[random.integers(len(texts))]
+        text = texts[int(random.integers(len(texts)))]
     start = int(random.integers(max(1, len(text) - length)))
     return text[start : start + length]

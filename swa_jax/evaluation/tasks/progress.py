@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +14,7 @@ from rich.progress import (
 )
 
 from swa_jax.evaluation.tasks.results import Line
+from swa_jax.evaluation.tasks.task import Cell, differing_axes
 from swa_jax.training.metrics import duration
 
 SECONDS = 5.0  # between lines
@@ -22,11 +24,18 @@ class CellProgress:
     """The cells of a task as they are judged, on standard error; a context manager."""
 
     def __init__(
-        self, name: str, cells: int, /, *, done: int, console: Console | None = None
+        self,
+        name: str,
+        cells: Sequence[Cell],
+        /,
+        *,
+        done: int,
+        console: Console | None = None,
     ):
         """`done`: cells whose results were there before."""
         self.console = console or Console(stderr=True, soft_wrap=True, highlight=False)
-        self.done, self._name, self._cells = done, name, cells
+        self.done, self._name, self._cells = done, name, len(cells)
+        self._axes = differing_axes(cells)
         self._first, self._begin, self._last = done, time.monotonic(), -math.inf
         self._bar = None
         if self.console.is_terminal:
@@ -38,7 +47,9 @@ class CellProgress:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._bar.add_task(name, total=cells, completed=done, cell="")
+            self._task = self._bar.add_task(
+                name, total=len(cells), completed=done, cell=""
+            )
 
     def __enter__(self) -> "CellProgress":
         if self._bar is not None:
@@ -54,7 +65,7 @@ class CellProgress:
     def judged(self, line: Line, /) -> None:
         """Shows a result that is new; on no terminal only when a line is due."""
         self.done += 1
-        cell = " ".join(f"{name} {v}" for name, v in line["cell"].items())
+        cell = " ".join(f"{axis} {line['cell'][axis]}" for axis in self._axes)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, cell=cell)
             return

@@ -51,10 +51,11 @@ def _run_task(
     task: Task, subject: Subject, folder: Path, origin: Origin, console: Console | None
 ) -> list[Line]:
     lines, path = [], results_path(folder, task.name)
-    wanted = [_line(task, origin, cell) for cell in task.cells()]
+    cells = task.cells()
+    wanted = [_line(task, origin, cell) for cell in cells]
     with ResultFile(path) as file:
         done = sum(file.find(line) is not None for line in wanted)
-        progress = CellProgress(task.name, len(wanted), done=done, console=console)
+        progress = CellProgress(task.name, cells, done=done, console=console)
         try:
             with progress:
                 for line in wanted:

@@ -61,3 +61,10 @@ def settings_of(task: Task, /) -> dict[str, Any]:
         for field in fields
         if not field.metadata.get("axis")
     }
+
+
+def differing_axes(cells: Sequence[Cell], /) -> list[str]:
+    """Returns the axes in which cells differ, or all where none do."""
+    axes = dict.fromkeys(axis for cell in cells for axis in cell)
+    differing = [a for a in axes if len({str(cell.get(a)) for cell in cells}) > 1]
+    return differing or list(axes)
