@@ -40,7 +40,7 @@ class Eval:
             the one of the lowest validation loss.
         windows: windows (tokens); none given: the smallest and the largest trained one.
         max_tokens: number of validation tokens to stop after, in each cell of a task.
-        tasks: names of tasks: recall, copy, selective_copy, induction, parity,
+        tasks: names of tasks: needle, recall, copy, selective_copy, induction, parity,
             permutations, positions, perplexity, context.
         lengths: lengths of the tasks' rows (tokens); none given: those of training, a
             quarter of that, and four times as much.
