@@ -1,5 +1,6 @@
 """The figure of the experiment."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def draw(results: Results, path: Path, /) -> None:
             ylabel="share of right answers",
             ylim=(-0.02, 1.02),
         )
-    _draw_far(bars, results, colors)
+    _draw_beyond(bars, results, colors)
     for arm in SHOWN:
         if arm in size.arms:
             found = loss_by_position(results, arm, size.windows[1])
@@ -62,13 +63,13 @@ def draw(results: Results, path: Path, /) -> None:
     _finish(figure, (short, long, bars, code), path)
 
 
-def _draw_far(axes: Axes, results: Results, colors: Mapping[str, str]) -> None:
-    """Draws recall beyond a row of training, a dot for each seed."""
-    size, (*_, far) = results.size, ranges(results.size)
+def _draw_beyond(axes: Axes, results: Results, colors: Mapping[str, str]) -> None:
+    """Draws recall beyond the largest window, within a row, a dot for each seed."""
+    size, (_, beyond, _) = results.size, ranges(results.size)
     window = size.windows[1]
 
     def value(outcome: Outcome) -> float | None:
-        return recall(outcome, window, far.low, far.high, longest=far.high)
+        return recall(outcome, window, beyond.low, beyond.high, longest=math.inf)
 
     for place, arm in enumerate(size.arms):
         cells = [x for cell, x in results.outcomes.items() if cell.arm == arm]
@@ -80,7 +81,7 @@ def _draw_far(axes: Axes, results: Results, colors: Mapping[str, str]) -> None:
     axes.set_yticks(range(len(size.arms)), size.arms)
     axes.invert_yaxis()
     axes.set(
-        title=f"needles {far.low} tokens away and more, window {window}",
+        title=f"needles {beyond.name} tokens away, tested at window {window}",
         xlabel="share of right answers",
         xlim=(-0.02, 1.02),
     )
