@@ -2,8 +2,8 @@
 
 The influence of position s on position t is the Frobenius norm of the D x D Jacobian
 d y_t / d x_s. Along any chain of functions x_BTD -> x_BTD (a layer, a mixer without its
-residual path, a whole stack) it is found by pulling cotangents back from y_t: with every
-basis vector it is exact, and with standard normal u it is estimated from
+residual path, a whole stack) it is found by pulling cotangents back from y_t: with all
+basis vectors it is exact, and with standard normal u it is estimated from
 E ||u^T J||^2 = ||J||_F^2 (Hutchinson), whose error falls with the root of their number.
 """
 
@@ -61,7 +61,9 @@ def squared_norms(
             "influence by random probes wants at least one, and a key to draw them; "
             f"got {probes=}, key={'none' if key is None else 'given'}."
         )
-    parts = [stage if isinstance(stage, Partial) else Partial(stage) for stage in stages]
+    parts = [
+        stage if isinstance(stage, Partial) else Partial(stage) for stage in stages
+    ]
     inputs = [x_BTD]
     for part in parts[:-1]:
         inputs.append(_apply(part, inputs[-1]))
@@ -94,7 +96,7 @@ def influence_by_distance(
 
 
 def layer_stages(layer: LayerFunctions, /, *, residual: bool = True) -> list[Partial]:
-    """Returns a layer's two branches as stages; without `residual`, x + f(x) is f(x)."""
+    """Returns a layer's two branches as stages; not `residual`: x + f(x) is f(x)."""
     branches = [layer.mixer, layer.feed_forward]
     return [Partial(plus_input, f) for f in branches] if residual else branches
 
@@ -170,10 +172,12 @@ def hop_gain(influence_D: NDArray[np.floating], /, *, window: int) -> float:
 
 
 def stream_share(x_BTD: Any, branch_BTD: Any, /) -> float:
-    """Returns ||x|| / (||x|| + ||f(x)||), the share of the residual stream's length that
-    a branch f leaves in place; norms over all tokens. It looks at the values and not at
-    what they depend on. Raises ValueError where both are zero."""
-    lengths = [float(np.linalg.norm(np.ravel(np.asarray(a)))) for a in (x_BTD, branch_BTD)]
+    """Returns ||x|| / (||x|| + ||f(x)||), the share of the residual stream's length
+    that a branch f leaves in place; norms over all tokens. It looks at the values and
+    not at what they depend on. Raises ValueError where both are zero."""
+    lengths = [
+        float(np.linalg.norm(np.ravel(np.asarray(a)))) for a in (x_BTD, branch_BTD)
+    ]
     if not sum(lengths) > 0.0:
         raise ValueError("a share of two lengths wants one above zero, got zeros")
     return lengths[0] / sum(lengths)
@@ -189,8 +193,8 @@ def _total(influence_D: NDArray[np.floating], window: int) -> float:
     if min(window, len(influence_D)) < 2 or not total > 0.0:
         raise ValueError(
             "the two paths of a layer are told apart by influence above zero on a "
-            f"window of at least 2 tokens; got {window=}, {len(influence_D)} distances, "
-            f"their sum {total}."
+            f"window of at least 2 tokens; got {window=}, {len(influence_D)} "
+            f"distances, their sum {total}."
         )
     return total
 

@@ -6,8 +6,8 @@ for l = 1 ... L. What an output owes to the input d tokens before it is one numb
 influence at distance d; over all d the numbers sum to 1. A path takes at every layer
 either its own token (weight alpha) or a hop within the window (1 - alpha), so that the
 number of hops is Binomial(L, 1 - alpha), and k hops add up k distances that are uniform
-on 0 ... W - 1. The rules of thumb beside the exact form are those of Xiao, "Why Stacking
-Sliding Windows Can't See Very Far".
+on 0 ... W - 1. The rules of thumb beside the exact form are those of Xiao, "Why
+Stacking Sliding Windows Can't See Very Far".
 
 Whole stacks at a position that has all its past; NumPy alone, no JAX.
 """

@@ -59,7 +59,9 @@ def layer_functions(
             of_layer = jax.tree.map(lambda x, i=period: x[i], params["periods"][name])
             block(config, kind).bind(of_layer)  # who does not fit is told at once
             # The depth decides the initial weights alone: no reason to compile again.
-            mixer, feed_forward = _branches(dataclasses.replace(config, periods=1), kind)
+            mixer, feed_forward = _branches(
+                dataclasses.replace(config, periods=1), kind
+            )
             found.append(
                 LayerFunctions(
                     f"{len(found)}_{kind_of_layer(name)}",

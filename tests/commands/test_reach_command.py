@@ -16,8 +16,9 @@ def printed(capsys, *words):
 
 
 def test_the_json_has_the_formulas_numbers(capsys):
-    words = "--layers 24 --window 128 --alpha 0.95 --tolerance 0.05 --json".split()
-    found = json.loads(printed(capsys, *words))
+    numbers = {"layers": 24, "window": 128, "alpha": 0.95, "tolerance": 0.05}
+    words = [f"--{name}={value}" for name, value in numbers.items()]
+    found = json.loads(printed(capsys, *words, "--json"))
     stack = AveragingStack(24, 128, 0.95)
     assert found["reach_tokens"] == 24 * 127 + 1
     assert found["layers_times_window"] == 24 * 128

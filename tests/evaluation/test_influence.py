@@ -107,9 +107,12 @@ def test_the_gain_of_a_hop_is_found_again():
     m = 0.7 * np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0]
     m -= np.trace(m) / D * np.eye(D)  # at a right angle to the own path
     gain = np.linalg.norm(m) / D**0.5
+
+    def stage(x_BTD):
+        return x_BTD + mean(x_BTD) @ jnp.asarray(m)
+
     with enable_x64(True):
         x_BTD = jnp.zeros((1, T, D), "float64")
-        stage = lambda x: x + mean(x) @ jnp.asarray(m)
         squares = squared_norms([stage], x_BTD, (T - 1,), probes=None)
     influence = influence_by_distance(squares, (T - 1,))
     assert hop_gain(influence, window=8) == pytest.approx(gain, rel=1e-9)
