@@ -46,7 +46,7 @@ def measure_cell(size: Size, cell: Cell, /) -> Outcome:
         _influence(size, layers, x_BTD, key, residual=residual)
         for residual in (True, False)
     )
-    formulas = tails_of(shares, cell.window)
+    formulas, gains = tails_of(shares, cell.window), [x.gain for x in shares]
     without = {
         "diffusion": diffusion_tail(len(shares), cell.window),
         "average": tail(AveragingStack(len(shares), cell.window, 0.0).influence()),
@@ -56,7 +56,7 @@ def measure_cell(size: Size, cell: Cell, /) -> Outcome:
         branches=_stack(size, branches, without, reach=cell_reach(cell)),
         alpha_jacobian=_digits(share.jacobian for share in shares),
         alpha_stream=_digits(share.stream for share in shares),
-        gains=[_digit(x.gain) if math.isfinite(x.gain) else None for x in shares],
+        gains=tuple(_digit(g) if math.isfinite(g) else None for g in gains),
         loss=None if trained.loss is None else _digit(trained.loss),
         steps=trained.steps,
         seconds=round(time.perf_counter() - begin, 2),
@@ -112,7 +112,7 @@ def _stack(
     kept = curve_distances(len(influence))
     tolerance = size.measuring.tolerance
     return Stack(
-        distances=kept,
+        distances=tuple(kept),
         tail=_digits(measured[kept]),
         mean=_digit(mean),
         spread=_digit(math.sqrt(float(shares @ (distances - mean) ** 2))),
@@ -129,8 +129,8 @@ def curve_distances(count: int, /) -> list[int]:
     return sorted({0, *(round(float(step)) for step in steps if step < count)})
 
 
-def _digits(values: Any) -> list[float]:
-    return [_digit(value) for value in values]
+def _digits(values: Any) -> tuple[float, ...]:
+    return tuple(_digit(value) for value in values)
 
 
 def _digit(value: float) -> float:

@@ -63,13 +63,12 @@ def draw_horizons(results: Results, path: Path, /) -> None:
     """Writes a panel for each state and scale: horizons by depth at one window."""
     designs = results.size.trained or results.size.random
     window = designs[0].window
-    wanted = sorted(
-        {
-            (cell.state, cell.scale)
-            for cell in results.outcomes
-            if (cell.kind, cell.window) == ("swa", window)
-        }
-    )
+    models = {
+        (cell.state, cell.scale)
+        for cell in results.outcomes
+        if (cell.kind, cell.window) == ("swa", window)
+    }
+    wanted = sorted(models, key=lambda x: (STATES.index(x[0]), x[1]))
     figure = _figure("stacked_windows", 2.8 * max(len(wanted), 1) + 0.6, 3.4)
     panels = figure.subplots(1, max(len(wanted), 1), squeeze=False, sharey=True)[0]
     for axes, (state, scale) in zip(panels, wanted, strict=False):

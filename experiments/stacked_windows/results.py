@@ -73,13 +73,14 @@ class Outcome:
 
 def outcome_of(values: dict[str, Any], /) -> Outcome:
     """The outcome that JSON has kept."""
-    found = {n: tuple(x) if isinstance(x, list) else x for n, x in values.items()}
+    fields = _with_tuples(values)
     for name in ("stack", "branches"):
-        fields = {
-            n: tuple(x) if isinstance(x, list) else x for n, x in values[name].items()
-        }
-        found[name] = Stack(**fields)
-    return Outcome(**found)
+        fields[name] = Stack(**_with_tuples(values[name]))
+    return Outcome(**fields)
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {n: tuple(x) if isinstance(x, list) else x for n, x in values.items()}
 
 
 class Results:

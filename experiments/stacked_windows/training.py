@@ -12,7 +12,13 @@ from swa_jax.data.config import DataConfig
 from swa_jax.data.pipeline import TextData, load_text_data
 from swa_jax.models.language_model import language_model
 from swa_jax.training.optimizer import make_optimizer
-from swa_jax.training.step import Batch, StepOptions, initial_state, train_step
+from swa_jax.training.step import (
+    Batch,
+    StepOptions,
+    TrainState,
+    initial_state,
+    train_step,
+)
 
 from .config import BYTE_VOCABULARY, Cell, Design, Size, cell_model, training_steps
 
@@ -29,22 +35,18 @@ class Trained(NamedTuple):
 
 def cell_params(size: Size, cell: Cell, /) -> Trained:
     """The parameters of a cell, a pure function of both."""
-    model = language_model(cell_model(size, cell.design))
-    steps = training_steps(size, cell.design)
-    optimizer = make_optimizer(size.training.optimizer, steps=steps)
-    state = initial_state(model, optimizer, seed=cell.seed)
-    state = state._replace(params=scaled(state.params, cell.scale))
+    programs = _programs(size, cell.design)
+    state = programs.init(jnp.int32(cell.seed))
     if cell.state == "random":
         return Trained(state.params, None, 0)
     data = text(size)
     rows_of_step = constant_rows(size.training.rows)
     batches = TrainBatches(data, rows_of_step=rows_of_step, seed=cell.seed)
-    step_program = _step_program(size, cell.design)
     token_bytes_V = jnp.asarray(data.token_bytes_V, jnp.int32)
-    losses = []
+    steps, losses = training_steps(size, cell.design), []
     for step in range(steps):
         batch = {name: jnp.asarray(x) for name, x in batches[step].items()}
-        state, loss = step_program(state, batch, jnp.int32(cell.window), token_bytes_V)
+        state, loss = programs.step(state, batch, jnp.int32(cell.window), token_bytes_V)
         losses.append(loss)
     last = np.asarray(losses[-max(1, steps // 10) :], float).mean()
     return Trained(state.params, float(last), steps)
@@ -92,23 +94,30 @@ def held_out_rows(size: Size, tokens: int, /) -> np.ndarray:
     return np.stack(rows)
 
 
+class _Programs(NamedTuple):
+    init: Any  # seed -> state
+    step: Any  # (state, batch, window, token_bytes_V) -> (state, loss)
+
+
 @functools.lru_cache(maxsize=1)
-def _step_program(size: Size, design: Design) -> Any:
-    """What a process has compiled last: it trains the seeds of one design in a row."""
+def _programs(size: Size, design: Design) -> _Programs:
+    """What a process has compiled last: it runs the seeds of one design in a row."""
     model = language_model(cell_model(size, design))
     steps = training_steps(size, design)
     optimizer = make_optimizer(size.training.optimizer, steps=steps)
 
-    def step(state: Any, batch: Batch, window: jax.Array, token_bytes_V: jax.Array):
+    def init(seed: Any) -> TrainState:
+        state = initial_state(model, optimizer, seed=seed)
+        return state._replace(params=scaled(state.params, design.scale))
+
+    def step(
+        state: TrainState, batch: Batch, window: jax.Array, token_bytes_V: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        options = StepOptions()
+        arrays = (batch, window, token_bytes_V)
         state, metrics = train_step(
-            state,
-            batch,
-            window,
-            token_bytes_V,
-            model=model,
-            optimizer=optimizer,
-            options=StepOptions(),
+            state, *arrays, model=model, optimizer=optimizer, options=options
         )
         return state, metrics.loss
 
-    return jax.jit(step, donate_argnums=0)
+    return _Programs(jax.jit(init), jax.jit(step, donate_argnums=0))
