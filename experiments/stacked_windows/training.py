@@ -20,7 +20,15 @@ from swa_jax.training.step import (
     train_step,
 )
 
-from .config import BYTE_VOCABULARY, Cell, Design, Size, cell_model, training_steps
+from .config import (
+    BYTE_VOCABULARY,
+    Cell,
+    Design,
+    Kind,
+    Size,
+    cell_model,
+    training_steps,
+)
 
 WRITERS = ("mixer/out/kernel", "feed_forward/down/kernel")  # to the residual stream
 
@@ -35,14 +43,16 @@ class Trained(NamedTuple):
 
 def cell_params(size: Size, cell: Cell, /) -> Trained:
     """The parameters of a cell, a pure function of both."""
-    programs = _programs(size, cell.design)
-    state = programs.init(jnp.int32(cell.seed))
+    init = _init_program(size, cell.kind, cell.layers)
+    params = init(jnp.int32(cell.seed), jnp.float32(cell.scale))
     if cell.state == "random":
-        return Trained(state.params, None, 0)
+        return Trained(params, None, 0)
     data = text(size)
     rows_of_step = constant_rows(size.training.rows)
     batches = TrainBatches(data, rows_of_step=rows_of_step, seed=cell.seed)
     token_bytes_V = jnp.asarray(data.token_bytes_V, jnp.int32)
+    programs = _programs(size, cell.design)
+    state = programs.begin(params)
     steps, losses = training_steps(size, cell.design), []
     for step in range(steps):
         batch = {name: jnp.asarray(x) for name, x in batches[step].items()}
@@ -52,12 +62,12 @@ def cell_params(size: Size, cell: Cell, /) -> Trained:
     return Trained(state.params, float(last), steps)
 
 
-def scaled(params: Any, scale: float, /) -> Any:
+def scaled(params: Any, scale: Any, /) -> Any:
     """The parameters with all that writes to the residual stream times the scale."""
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return leaf * jnp.float32(scale) if name.endswith(WRITERS) else leaf
+        return leaf * scale if name.endswith(WRITERS) else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)
 
@@ -94,8 +104,19 @@ def held_out_rows(size: Size, tokens: int, /) -> np.ndarray:
     return np.stack(rows)
 
 
+@functools.cache
+def _init_program(size: Size, kind: Kind, layers: int) -> Any:
+    """(seed, scale) -> parameters of all designs of this kind and depth."""
+    model = language_model(cell_model(size, Design(2, layers, kind=kind)))
+
+    def init(seed: jax.Array, scale: jax.Array) -> Any:
+        return scaled(model.init(jax.random.key(seed)), scale)
+
+    return jax.jit(init)
+
+
 class _Programs(NamedTuple):
-    init: Any  # seed -> state
+    begin: Any  # parameters -> state
     step: Any  # (state, batch, window, token_bytes_V) -> (state, loss)
 
 
@@ -106,9 +127,9 @@ def _programs(size: Size, design: Design) -> _Programs:
     steps = training_steps(size, design)
     optimizer = make_optimizer(size.training.optimizer, steps=steps)
 
-    def init(seed: Any) -> TrainState:
-        state = initial_state(model, optimizer, seed=seed)
-        return state._replace(params=scaled(state.params, design.scale))
+    def begin(params: Any) -> TrainState:
+        state = initial_state(model, optimizer, seed=0)
+        return state._replace(params=params)
 
     def step(
         state: TrainState, batch: Batch, window: jax.Array, token_bytes_V: jax.Array
@@ -120,4 +141,4 @@ def _programs(size: Size, design: Design) -> _Programs:
         )
         return state, metrics.loss
 
-    return _Programs(jax.jit(init), jax.jit(step, donate_argnums=0))
+    return _Programs(jax.jit(begin), jax.jit(step, donate_argnums=0))

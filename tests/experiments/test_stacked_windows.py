@@ -119,7 +119,9 @@ def test_the_scale_is_that_of_what_writes_to_the_stream():
     model = language_model(cell_model(QUICK, Design(4, 2, kind="swax")))
     params = jax.jit(model.init)(jax.random.key(0))
     found = jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: jnp.abs(b - a).max(), params, scaled(params, 3.0))
+        jax.tree.map(
+            lambda a, b: jnp.abs(b - a).max(), params, scaled(params, jnp.float32(3))
+        )
     )
     changed = {jax.tree_util.keystr(path) for path, x in found if x > 0}
     writers = {
@@ -128,7 +130,7 @@ def test_the_scale_is_that_of_what_writes_to_the_stream():
     assert len(changed) == 4
     assert all(any(writer in name for writer in writers) for name in changed)
     out = ("periods", "0_swa", "mixer", "out", "kernel")
-    before, after = params, scaled(params, 3.0)
+    before, after = params, scaled(params, jnp.float32(3))
     for name in out:
         before, after = before[name], after[name]
     np.testing.assert_allclose(after, 3 * before, rtol=1e-6)
