@@ -172,8 +172,17 @@ def _grid(
     return (*plain, *(Design(middle, n, s) for s in scales for n in layers))
 
 
-def _star(window: int, layers: int, *others: Design) -> tuple[Design, ...]:
-    return (Design(window, layers), *others, Design(window, layers, kind="swax"))
+def _trained(window: int, layers: int) -> tuple[Design, ...]:
+    """One design, the same with a memory between the windows, and other depths and
+    another scale."""
+    plain = Design(window, layers)
+    return (
+        plain,
+        dataclasses.replace(plain, kind="swax"),
+        dataclasses.replace(plain, layers=2 * layers),
+        dataclasses.replace(plain, layers=layers // 2),
+        dataclasses.replace(plain, scale=4.0),
+    )
 
 
 SIZES = {
@@ -188,14 +197,7 @@ SIZES = {
         ),
         measuring=Measuring(rows=8, probes=2, tolerance=0.01),
         random=_grid((8, 16, 32), (2, 4, 8, 16), (4.0, 16.0)),
-        trained=_star(
-            *(16, 4),
-            Design(16, 2),
-            Design(16, 8),
-            Design(8, 4),
-            Design(32, 4),
-            Design(16, 4, 4.0),
-        ),
+        trained=_trained(16, 4),
     ),
     "gpu": Size(
         name="gpu",
@@ -208,14 +210,7 @@ SIZES = {
         ),
         measuring=Measuring(rows=8, probes=8, tolerance=0.01),
         random=_grid((64, 128, 256), (4, 8, 16, 24), (4.0, 16.0)),
-        trained=_star(
-            *(128, 8),
-            Design(128, 4),
-            Design(128, 16),
-            Design(64, 8),
-            Design(256, 8),
-            Design(128, 8, 4.0),
-        ),
+        trained=_trained(128, 8),
     ),
     # Says whether the program runs, and nothing else.
     "quick": Size(
