@@ -33,6 +33,7 @@ LABELS = {
 }
 GRID = "#e4e9eb"
 LOWEST = 1e-6  # of the tails that are drawn
+MOST_PANELS = 5  # beside each other
 STATES: tuple[State, ...] = ("random", "trained")
 
 
@@ -41,9 +42,10 @@ def draw_tails(results: Results, path: Path, /) -> None:
     the trained designs of scale 1 and those of windows alone first."""
     designs = [x for x in results.size.trained or results.size.random if x.scale == 1]
     designs = [x for x in designs if any(results.of(s, x) for s in STATES)]
+    designs = designs[:MOST_PANELS]
     states = [s for s in STATES if any(results.of(s, x) for x in designs)]
     if not designs:
-        designs, states = list(results.size.random), ["random"]
+        designs, states = list(results.size.random)[:MOST_PANELS], ["random"]
     figure = _figure(
         "stacked_windows", 2.6 * len(designs) + 0.6, 2.7 * len(states) + 0.7
     )

@@ -89,17 +89,16 @@ def held_out_rows(size: Size, tokens: int, /) -> np.ndarray:
     rows = []
     for number in range(size.measuring.rows):
         start = part.token_count * number // size.measuring.rows
-        while True:
-            row = np.asarray(part.stream(start, start + tokens), np.int32)
-            if len(row) < tokens:
+        row = np.full(1, separator)
+        while (row == separator).any():
+            if start + tokens > part.token_count:
                 raise ValueError(
                     f"the held-out text has no document of {tokens} tokens behind "
                     f"token {start}; lower the windows or the layers"
                 )
-            found = np.flatnonzero(row == separator)
-            if not len(found):
-                break
-            start += int(found[-1]) + 1
+            row = np.asarray(part.stream(start, start + tokens), np.int32)
+            separators = np.flatnonzero(row == separator)
+            start += 1 + int(separators[-1]) if len(separators) else 0
         rows.append(row)
     return np.stack(rows)
 
