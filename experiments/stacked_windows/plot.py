@@ -98,6 +98,8 @@ def _draw_tail(axes: Any, outcomes: list[Outcome], design: Design) -> None:
     axes.axvline(reach, color="#7a878e", linestyle=":", linewidth=1)
     axes.set_yscale("log")
     axes.set_ylim(LOWEST, 1.5)
+    if design.kind == "swa":  # what follows is zero
+        axes.set_xlim(-0.02 * reach, 1.1 * reach)
     axes.grid(color=GRID)
 
 
@@ -159,7 +161,8 @@ def _mean_shares(outcomes: list[Outcome]) -> list[PathShares]:
 
 def _figure(salt: str, width: float, height: float) -> Figure:
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": salt})
-    return Figure(figsize=(width, height), layout="constrained")
+    # The legend needs its width however few the panels.
+    return Figure(figsize=(max(width, 8.0), height), layout="constrained")
 
 
 def _finish(figure: Figure, panels: Any, path: Path) -> None:

@@ -112,8 +112,11 @@ def _horizons(results: Results) -> Table:
         rows.append((*_model(state, design), str(reach), *cells))
     share = results.size.measuring.tolerance
     columns = (*MODEL_COLUMNS, "reach", "measured", *FORMULAS)
-    note = f"Smallest distance from which, or beyond, less than {share:g} of the "
-    return Table("Horizons", note + "influence comes", columns, rows)
+    note = (
+        f"Smallest distance from which, or beyond, less than {share:g} of the influence "
+        "comes; a memory may have none within the row. Formulas know the windows alone"
+    )
+    return Table("Horizons", note, columns, rows)
 
 
 def _of_formula(stacks: Sequence[Stack], formula: str) -> str:
