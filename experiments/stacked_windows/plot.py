@@ -65,7 +65,7 @@ def draw_horizons(results: Results, path: Path, /) -> None:
     """Writes a panel for each state and scale: horizons by depth at one window."""
     designs = results.size.trained or results.size.random
     window = designs[0].window
-    models = {
+    models: set[tuple[State, float]] = {
         (cell.state, cell.scale)
         for cell in results.outcomes
         if (cell.kind, cell.window) == ("swa", window)

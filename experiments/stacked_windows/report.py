@@ -113,8 +113,9 @@ def _horizons(results: Results) -> Table:
     share = results.size.measuring.tolerance
     columns = (*MODEL_COLUMNS, "reach", "measured", *FORMULAS)
     note = (
-        f"Smallest distance from which, or beyond, less than {share:g} of the influence "
-        "comes; a memory may have none within the row. Formulas know the windows alone"
+        f"Smallest distance from which, or beyond, less than {share:g} of the "
+        "influence comes; a memory may have none within the row. Formulas know the "
+        "windows alone"
     )
     return Table("Horizons", note, columns, rows)
 

@@ -50,17 +50,8 @@ def squared_norms(
     `Partial` of arrays is compiled once for all that differ in the arrays alone.
     Raises ValueError for positions outside the row, no stage and no probe.
     """
+    _check(stages, x_BTD, queries, probes=probes, key=key)
     B, T, D = x_BTD.shape
-    if not stages or not queries or not all(0 <= t < T for t in queries):
-        raise ValueError(
-            f"influence wants at least one function, and queries within 0 ... {T - 1}; "
-            f"got {len(stages)} functions, queries {tuple(queries)}."
-        )
-    if probes is not None and (probes < 1 or key is None):
-        raise ValueError(
-            "influence by random probes wants at least one, and a key to draw them; "
-            f"got {probes=}, key={'none' if key is None else 'given'}."
-        )
     parts = [
         stage if isinstance(stage, Partial) else Partial(stage) for stage in stages
     ]
@@ -186,6 +177,27 @@ def stream_share(x_BTD: Any, branch_BTD: Any, /) -> float:
 def plus_input(branch: Stage, x_BTD: jax.Array, /) -> jax.Array:
     """Returns x + f(x)."""
     return x_BTD + branch(x_BTD)
+
+
+def _check(
+    stages: Sequence[Stage],
+    x_BTD: jax.Array,
+    queries: Sequence[int],
+    *,
+    probes: int | None,
+    key: jax.Array | None,
+) -> None:
+    T = x_BTD.shape[1]
+    if not stages or not queries or not all(0 <= t < T for t in queries):
+        raise ValueError(
+            f"influence wants at least one function, and queries within 0 ... {T - 1}; "
+            f"got {len(stages)} functions, queries {tuple(queries)}."
+        )
+    if probes is not None and (probes < 1 or key is None):
+        raise ValueError(
+            "influence by random probes wants at least one, and a key to draw them; "
+            f"got {probes=}, key={'none' if key is None else 'given'}."
+        )
 
 
 def _total(influence_D: NDArray[np.floating], window: int) -> float:
