@@ -120,11 +120,11 @@ class Size:
 
     @property
     def cells(self) -> list[Cell]:
-        """Every cell, those of one model next to each other, the trained ones first:
+        """Every cell, those of one model next to each other, the trained ones last:
         they take longest."""
         states: dict[State, tuple[Design, ...]] = {
-            "trained": self.trained,
             "random": tuple(dict.fromkeys((*self.random, *self.trained))),
+            "trained": self.trained,
         }
         return [
             Cell(state, x.kind, x.window, x.layers, x.scale, seed)

@@ -246,7 +246,7 @@ def test_unfinished_cells_and_lost_paths_leave_gaps(tmp_path):
     results.begin(RUN)
     with pytest.raises(ValueError, match="no finished cell"):
         write(results)
-    for cell in QUICK.cells[-2:]:
+    for cell in QUICK.cells[:2]:
         results.add(cell, outcome(cell, gain=None))
     assert write(results)
     assert {state for state, _, _ in groups(results)} == {"random"}
