@@ -273,6 +273,15 @@ def test_bad_usage_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("stacked_windows: a grid wants")
 
 
+def test_the_committed_cells_are_of_the_size():
+    size = SIZES["cpu"]
+    outcomes = Results(command.RESULTS / "cpu.jsonl", size).outcomes
+    assert len(outcomes) >= 64
+    assert set(outcomes) <= set(size.cells)
+    for cell, found in outcomes.items():
+        assert (found.stack.beyond_reach == 0.0) == (cell.kind == "swa")
+
+
 @pytest.mark.slow
 def test_the_command_measures_once_and_plots_again(tmp_path, capsys, monkeypatch):
     arguments = ["--quick", "--workers", "1", "--out", str(tmp_path)]
