@@ -1,4 +1,4 @@
-"""The command ``swax``: train, eval, generate, tokenize, flops, plan, report, doctor.
+"""The command ``swax``: train, eval, generate, flops, reach, plan, report, and more.
 
 What a command needs from JAX is imported when it runs, so that help and usage errors
 come at once.
@@ -23,6 +23,7 @@ from swa_jax.commands.options import (
     Export,
     Flops,
     Generate,
+    Reach,
     Report,
     Tokenize,
 )
@@ -45,6 +46,7 @@ commands:
   generate RUN     continue a text with a trained run
   tokenize PATH... cut a large corpus into a token cache to train from
   flops            parameters, FLOPs per token and state bytes of the presets
+  reach            how far stacked windows see, by every formula
   plan             compile a step for a cluster that is not there: memory, time
   report RUN       write one HTML file with the curves of a run
   checkpoints RUN  list what a run has saved and verify it
@@ -110,6 +112,7 @@ def _dispatch(arguments: list[str]) -> int:
         "generate": _generate,
         "tokenize": _tokenize,
         "flops": _flops,
+        "reach": _reach,
         "plan": _plan,
         "report": _report,
         "checkpoints": _checkpoints,
@@ -231,6 +234,19 @@ def _flops(arguments: list[str]) -> None:
         command.preset,
         seq_len=command.seq_len,
         windows=command.windows,
+        as_json=command.json,
+    )
+
+
+def _reach(arguments: list[str]) -> None:
+    command = _parse(Reach, arguments)
+    from swa_jax.commands.reach import print_reach
+
+    print_reach(
+        layers=command.layers,
+        window=command.window,
+        alpha=command.alpha,
+        tolerance=command.tolerance,
         as_json=command.json,
     )
 

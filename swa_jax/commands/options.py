@@ -122,6 +122,27 @@ class Flops:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reach:
+    """Print how far stacked windows see, by every formula, for a model of averages.
+
+    Each layer keeps a share alpha of its input and adds the mean over its window.
+
+    Attributes:
+        layers: number of layers with a window.
+        window: tokens that a query reads, itself included.
+        alpha: share of a layer's output that is its own input (from 0 to 1).
+        tolerance: share of the influence that counts as none (between 0 and 1).
+        json: print JSON and nothing else.
+    """
+
+    layers: int = 24
+    window: int = 128
+    alpha: float = 0.95
+    tolerance: float = 0.01
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Examine this machine, or all processes of a cluster, before a run.
 

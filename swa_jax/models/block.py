@@ -41,19 +41,30 @@ class Block(nnx.Module):
         segment_ids_BT: jax.Array | None,
         state: Any,
     ) -> tuple[jax.Array, Any]:
-        """Returns x_BTD after the layer, and the mixer's state (None in, None out).
-
-        The mixer "attention" reads all the past (or its cache's) whatever the window.
-        """
-        y_BTD, state = self.mixer(
-            self.mixer_norm(x_BTD),
+        """Returns x_BTD after the layer, and the mixer's state (None in, None out)."""
+        y_BTD, state = self.mixer_branch(
+            x_BTD,
             positions_BT=positions_BT,
-            window=None if self.reads_all else window,
+            window=window,
             segment_ids_BT=segment_ids_BT,
             state=state,
         )
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), state
+        return x_BTD + self.feed_forward_branch(x_BTD), state
+
+    def mixer_branch(
+        self, x_BTD: jax.Array, /, *, window: int | jax.Array, **options: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns mixer(norm(x)) and its state; the other options are the layer's.
+
+        The mixer "attention" reads all the past (or its cache's) whatever the window.
+        """
+        window_read = None if self.reads_all else window
+        return self.mixer(self.mixer_norm(x_BTD), window=window_read, **options)
+
+    def feed_forward_branch(self, x_BTD: jax.Array, /) -> jax.Array:
+        """Returns feed_forward(norm(x)), token by token."""
+        return self.feed_forward(self.feed_forward_norm(x_BTD))
 
     def statistics(
         self, x_BTD: jax.Array, /, *, window: int | jax.Array, **options: Any

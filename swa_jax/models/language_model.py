@@ -169,6 +169,11 @@ def _parts(config: ModelConfig) -> tuple[dict[str, Functional], dict[str, Functi
     return outside, layers
 
 
+def outside_parts(config: ModelConfig, /) -> dict[str, Functional]:
+    """Returns what stands around the layers: "embed", "final_norm" and "head"."""
+    return _parts(config)[0]
+
+
 def _init(config: ModelConfig, key: jax.Array, /) -> Params:
     outside, layers = _parts(config)
     periods_key, outside_key = jax.random.split(key)

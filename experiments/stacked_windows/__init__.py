@@ -1,0 +1,1 @@
+"""How far do stacked windows see? README.md tells."""
