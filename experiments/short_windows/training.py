@@ -57,6 +57,7 @@ def train_step(
         logits_BTV, _ = model.apply(params, batch["tokens"], window=window)
         nll_BT = next_token_nll(logits_BTV, batch["targets"])
         right_BT = jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
+        right_BT = right_BT.astype(nll_BT.dtype)
         answer, right = (_mean(x, batch["answers"]) for x in (nll_BT, right_BT))
         code = _mean(nll_BT, batch["code"])
         return answer + code, Losses(answer, code, right)

@@ -90,6 +90,7 @@ def on_mesh(params, **axes):
     return jax.device_put(params, params_shardings(params, mesh))
 
 
+@pytest.mark.slow
 @each_pattern
 def test_rows_on_several_devices_are_rows_on_one(pattern):
     model, params = tiny(pattern)
@@ -126,6 +127,7 @@ def test_rows_that_the_devices_do_not_divide_stay_together():
     np.testing.assert_array_equal(many_BT, one_BT)
 
 
+@pytest.mark.slow
 def test_draws_do_not_depend_on_the_devices():
     model, params = tiny(("swa", "mlstm"))
     options = {"tokens": 5, "window": WINDOW, "key": jax.random.key(1)}

@@ -213,6 +213,7 @@ def tiny_config() -> ModelConfig:
     )
 
 
+@pytest.mark.slow
 def test_one_program_serves_lengths_windows_and_models_of_equal_configs(caplog):
     def subject_of_seed(seed):
         model = language_model(tiny_config())
@@ -233,6 +234,7 @@ def test_one_program_serves_lengths_windows_and_models_of_equal_configs(caplog):
     assert json.loads(json.dumps(results)) == results
 
 
+@pytest.mark.slow
 def test_rows_over_devices_are_rows_on_one():
     model = language_model(tiny_config())
     params = model.init(jax.random.key(0))
