@@ -71,6 +71,7 @@ def subject_of(run: Run, /) -> Subject:
         run.config.model.vocab_size,
         functools.cache(lambda: held_out_ids(data())),
         lambda: data().token_bytes_V,
+        run.config.model,
     )
 
 

@@ -41,7 +41,7 @@ class Eval:
         windows: windows (tokens); none given: the smallest and the largest trained one.
         max_tokens: number of validation tokens to stop after, in each cell of a task.
         tasks: names of tasks: needle, recall, copy, selective_copy, induction, parity,
-            permutations, positions, perplexity, context.
+            permutations, positions, perplexity, context, influence.
         lengths: lengths of the tasks' rows (tokens); none given: those of training, a
             quarter of that, and four times as much.
         task_rows: rows of each cell of a synthetic task; None: 64.

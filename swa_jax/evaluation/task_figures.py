@@ -126,6 +126,32 @@ def loss_by_distance(lines: Sequence[Line], /, *, name: str) -> str:
     return svg(draw, name=name, width=WIDTH, height=3.2)
 
 
+def influence_tail(lines: Sequence[Line], /, *, name: str) -> str:
+    """Returns the SVG of the share of the influence from a distance or beyond.
+
+    One curve for each window; dotted: what the layers with a window reach.
+    """
+    lines = sorted(lines, key=lambda line: line["cell"]["window"])
+
+    def draw(axes: Axes) -> None:
+        for line, color in zip(lines, shades(len(lines)), strict=True):
+            result, window = line["result"], line["cell"]["window"]
+            edges, shares = result["distances"][1:], result["tail"][1:]
+            axes.plot(
+                edges, shares, color=color, marker="o", label=f"window {window:,}"
+            )
+            if result["reach"] is not None and result["reach"] <= edges[-1]:
+                axes.axvline(result["reach"], color=color, linewidth=1, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=1e-5)
+        axes.set_xlabel("distance (tokens)")
+        axes.set_ylabel("influence from there or beyond")
+        axes.legend()
+
+    return svg(draw, name=name, width=WIDTH, height=3.2)
+
+
 def _label_octaves(axes: Axes, edges: Sequence[int]) -> None:
     """Puts the edges under their places, not more of them than there is room for."""
     step = 1 if len(edges) <= 7 else 2

@@ -11,6 +11,7 @@ from swa_jax.evaluation.task_figures import (
     Line,
     accuracy_by_distance,
     heat_maps,
+    influence_tail,
     loss_by_distance,
 )
 from swa_jax.evaluation.tasks.registry import TASKS
@@ -49,6 +50,9 @@ def _section(name: str, lines: Sequence[Line]) -> str:
     elif "loss_by_distance" in result:
         note = "dashed: pairs of tokens that are new, dotted: the window's reach"
         content = _contexts(ids, lines)
+    elif "tail" in result:
+        note = "dotted: what the windows reach by themselves"
+        content = _influences(ids, lines)
     else:
         note, content = "", _numbers(lines)
     title = f"Task: {name.replace('_', ' ')}"
@@ -98,6 +102,15 @@ def _contexts(ids: str, lines: Sequence[Line]) -> str:
         + loss_by_distance(part, name=f"{ids}-{length}")
         for [(_, length)], part in _grouped(lines, ("length",))
     )
+
+
+def _influences(ids: str, lines: Sequence[Line]) -> str:
+    figures = "".join(
+        _caption(f"rows of {length:,} tokens")
+        + influence_tail(part, name=f"{ids}-{length}")
+        for [(_, length)], part in _grouped(lines, ("length",))
+    )
+    return figures + _numbers(lines)
 
 
 def _numbers(lines: Sequence[Line]) -> str:

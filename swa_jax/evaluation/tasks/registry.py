@@ -20,6 +20,7 @@ TASKS = {
     "positions": "held_out:positions",
     "perplexity": "held_out:perplexity",
     "context": "context:context",
+    "influence": "influence:influence",
 }
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from swa_jax.configuration import plain
 from swa_jax.data.tokenizer import Tokenizer
+from swa_jax.models.config import ModelConfig
 from swa_jax.models.language_model import Model
 
 Cell = Mapping[str, Any]
@@ -30,6 +31,8 @@ class Subject(NamedTuple):
     """The token ids of held-out text, a separator before each document."""
     token_bytes: Callable[[], NDArray[Any]] | None = None
     """Bytes of text per id (V,), where the tokenizer's spelling is not exact."""
+    config: ModelConfig | None = None
+    """What the model is, for tasks that look at its layers."""
 
 
 class Task(Protocol):
