@@ -53,6 +53,7 @@ pre b {{ color: var(--accent); }}
 table {{ border-collapse: collapse; width: 100%; margin-top: 8px; font-size: 15px; }}
 td {{ padding: 6px 0; border-top: 1px solid var(--grid); vertical-align: top;
   overflow-wrap: anywhere; }}
+td + td {{ padding-left: 14px; }}
 td:first-child {{ color: var(--quiet); width: 34%; padding-right: 16px; }}
 tr:first-child td {{ border-top: 0; }}
 </style>
