@@ -46,8 +46,11 @@ def parse_train(words):
         (["flops", "--windows"], "--windows: wanted"),
         (["generate", "x", "--seed", "2147483648"], "--seed: wanted an int within 32"),
         (["eval", "x", "--windows", "8", "2147483648"], "--windows: wanted an int"),
-        (["eval", "x", "--tasks", "recal"], "'recal' is no task; wanted some of recal"),
-        (["eval", "x", "--tasks", ","], "--tasks: wanted some of recall, copy"),
+        (
+            ["eval", "x", "--tasks", "recal"],
+            "'recal' is no task; wanted some of needle, rec",
+        ),
+        (["eval", "x", "--tasks", ","], "--tasks: wanted some of needle, recall"),
         (["eval", "x", "--lengths", "64"], "are for tasks; give --tasks"),
         (["eval", "x", "--tasks", "copy", "--task-rows", "0"], "task_rows=0"),
     ],
