@@ -89,7 +89,9 @@ class _Pool:
             if process.poll() is None:
                 # Its children go with it where it is killed.
                 send = os.killpg if number == signal.SIGKILL else os.kill
-                send(process.pid, number)
+                # Gone, where its own thread is just waiting for it: poll says None.
+                with contextlib.suppress(ProcessLookupError):
+                    send(process.pid, number)
 
     def _serve(self, slot: int, environment: dict[str, str]) -> None:
         try:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from experiments.sweep.folder import SweepFolder, last_lines, sweep_folder
 from experiments.sweep.grid import Sweep, cell_name
-from experiments.sweep.local import _environment
+from experiments.sweep.local import _environment, _Pool
 from experiments.sweep.options import Placement
 from experiments.sweep.run import (
     BAD_INPUT,
@@ -96,6 +98,16 @@ def test_a_retry_runs_nothing_else(tmp_path):
     assert folder.is_finished("number=2")
     with pytest.raises(ValueError, match="no cell 'number=22'; the nearest are num"):
         run(tmp_path, cells.sweep(), Placement(retry=("number=22",)))
+
+
+def test_a_worker_that_is_gone_already_is_stopped():
+    """Its thread has waited for it and not yet noted its end: poll still says None."""
+    pool: Any = object.__new__(_Pool)
+    gone = subprocess.Popen(["true"], start_new_session=True)
+    gone.wait()
+    pool.processes = {0: SimpleNamespace(poll=lambda: None, pid=gone.pid)}
+    pool._threads = []
+    pool.stop()
 
 
 def test_cells_run_beside_each_other(tmp_path):
@@ -193,6 +205,8 @@ def test_a_dry_run_says_what_is_missing_and_changes_nothing(tmp_path, capsys):
 SCRIPT = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from experiments.sweep.folder import sweep_folder
 from experiments.sweep.options import Placement
 from experiments.sweep.run import guarded, run_sweep
