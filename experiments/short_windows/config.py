@@ -110,7 +110,7 @@ class Size:
 
 
 SIZES = {
-    # Windows are a sixteenth of the paper's, the row a sixty-fourth of its 16 384.
+    # Windows are a 32nd of the paper's, the row a 64th of its 16 384 tokens.
     "cpu": Size(
         name="cpu",
         shape=Shape(

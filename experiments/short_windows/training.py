@@ -1,6 +1,5 @@
 """One cell: a model trained on its rows, then judged by held-out ones."""
 
-import functools
 import math
 import time
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from swa_jax.models.config import ModelConfig
 from swa_jax.models.language_model import Model, language_model
 from swa_jax.models.loss import next_token_nll
 from swa_jax.training.optimizer import Optimizer, make_optimizer
@@ -75,7 +73,7 @@ def train_cell(size: Size, cell: Cell, /) -> Outcome:
     """The outcome of a cell, a pure function of both but for the seconds."""
     begin = time.perf_counter()
     text = text_of(size.shape.text_tokens, size.tests.code_length)
-    model = _model(arm_model(size, cell.arm))
+    model = language_model(arm_model(size, cell.arm))
     state, losses = _train(size, cell, model, text)
     seconds = time.perf_counter() - begin
     windows = test_windows(size, cell.arm)
@@ -87,12 +85,6 @@ def train_cell(size: Size, cell: Cell, /) -> Outcome:
         training_seconds=round(seconds, 2),
         seconds=round(time.perf_counter() - begin, 2),
     )
-
-
-@functools.cache
-def _model(config: ModelConfig, /) -> Model:
-    """The one model of a config, whose tests a process compiles once."""
-    return language_model(config)
 
 
 def _train(
