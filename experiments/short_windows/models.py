@@ -36,6 +36,7 @@ def arms_of(size: Size, /) -> dict[str, Arm]:
         *(fixed(f"swax_{window}", SWAX, window) for window in doubled),
         fixed(REFERENCE, SWAX, long),
         drawn("swax_stochastic", 0.5),
+        drawn("swax_p25", 0.25),
         drawn("swax_p75", 0.75),
         drawn("swax_no_anneal", 0.5, anneal=0.0),
         fixed("xlstm", ("mlstm",), long),
