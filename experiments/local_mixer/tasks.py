@@ -1,6 +1,7 @@
 """The rows of the tasks: batches to train on, and a held-out sample of each."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -9,7 +10,7 @@ from swa_jax.data.batches import TrainBatches, constant_rows
 from swa_jax.data.pipeline import TextData, load_text_data
 from swa_jax.data.synthetic.source import TaskRows, task_batches
 
-from .config import Size, Task
+from .config import Cell, Size, Task
 
 ARRAYS = ("tokens", "targets", "weights", "segment_ids")  # of a batch
 HELD_OUT_SEED = 1_000_000  # no cell trains on it
@@ -66,6 +67,13 @@ def held_out(size: Size, task: Task, /) -> Sample:
 def text(size: Size, /) -> TextData:
     """The corpus of code, split by seed 0 whatever the cell's."""
     return load_text_data(size.code, seed=0)
+
+
+def fingerprint(size: Size, cells: Sequence[Cell], /) -> str | None:
+    """What tells the text of these cells from others; None where none reads any."""
+    if all(cell.task != "code" for cell in cells):
+        return None
+    return text(size).fingerprint[:12]
 
 
 def _arrays(rows: Batch) -> Batch:

@@ -1,5 +1,6 @@
 """One cell: a model trained on its task's batches, then judged by held-out rows."""
 
+import functools
 import math
 import time
 from typing import Any, NamedTuple
@@ -81,8 +82,9 @@ def train_step(
     return state, loss
 
 
-def train_cell(size: Size, cell: Cell, programs: Programs, /) -> Outcome:
+def train_cell(size: Size, cell: Cell, /) -> Outcome:
     """The outcome of a cell, a pure function of both but for the seconds."""
+    programs = _programs(size, cell.local, cell.mixer)
     begin = time.perf_counter()
     state = programs.init(cell.seed)
     losses = []
@@ -104,6 +106,12 @@ def train_cell(size: Size, cell: Cell, programs: Programs, /) -> Outcome:
 def octave(distances: np.ndarray, /) -> np.ndarray:
     """The largest power of two that is at most each distance (at least 1)."""
     return 1 << np.floor(np.log2(distances)).astype(int)
+
+
+@functools.lru_cache(maxsize=1)
+def _programs(size: Size, local: str, mixer: str) -> Programs:
+    """What a process has compiled last: it runs the cells of one model in a row."""
+    return compile_programs(size, local, mixer)
 
 
 def _logits(model: Model, params: Any, batch: Batch) -> jax.Array:

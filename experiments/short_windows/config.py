@@ -108,6 +108,11 @@ class Size:
         if self.seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {self.seeds}")
 
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell of the named arms, all arms of a seed before the next seed."""
+        return [Cell(arm, seed) for seed in range(self.seeds) for arm in self.arms]
+
 
 SIZES = {
     # Windows are a 32nd of the paper's, the row a 64th of its 16 384 tokens.

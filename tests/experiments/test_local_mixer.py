@@ -1,7 +1,6 @@
 """The grid of local mixers in miniature: equal sizes, resuming, verdicts, figures."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments.local_mixer import __main__ as command
-from experiments.local_mixer import cells
 from experiments.local_mixer.config import DESIGNS, LOCALS, MIXERS, SIZES, Cell
 from experiments.local_mixer.models import cell_cost, cell_model
 from experiments.local_mixer.report import tables, write
@@ -18,8 +16,7 @@ from experiments.local_mixer.scores import accuracy_by_distance, comparisons, sc
 from experiments.local_mixer.tasks import ARRAYS, held_out, training_batches
 from experiments.local_mixer.training import octave, train_step
 from experiments.sweep import run
-from experiments.sweep.folder import sweep_folder
-from experiments.sweep.run import BAD_INPUT, FAILED, SUCCESS
+from experiments.sweep.run import BAD_INPUT, SUCCESS
 from swa_jax.models.language_model import language_model
 from swa_jax.training.optimizer import make_optimizer
 from swa_jax.training.step import initial_state
@@ -36,12 +33,11 @@ def outcome(accuracy, *, bits=None, by_distance=None):
 def finished(path, size, value):
     """Returns results in which every cell has the accuracy that `value` gives it."""
     results = Results(path, size)
-    results.begin(RUN)
     for cell in size.cells:
         x = value(cell)
         bits = x if cell.task == "code" else None
         asked = {"1": [10, 10], "16": [20, round(20 * x)]}
-        results.add(cell, outcome(x, bits=bits, by_distance=asked))
+        results.add(cell, outcome(x, bits=bits, by_distance=asked), RUN)
     return results
 
 
@@ -167,41 +163,6 @@ def test_octaves_begin_at_powers_of_two():
     assert found.tolist() == [1, 2, 2, 4, 4, 8, 64, 64, 128]
 
 
-def test_a_run_goes_on_with_what_is_finished(tmp_path):
-    path = tmp_path / "quick.jsonl"
-    results = Results(path, QUICK)
-    results.begin(RUN)
-    first, second, *others = QUICK.cells
-    results.add(first, outcome(0.5))
-    results.add(second, outcome(0.25, bits=1.5, by_distance={"4": [3, 2]}))
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"cell": {"task": "re')  # a run was killed here
-    again = Results(path, QUICK)
-    assert again.outcomes == results.outcomes
-    assert again.missing() == others
-    again.begin(RUN | {"date": "tomorrow"})
-    again.add(others[0], outcome(1.0))
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert [line["run"].get("date") for line in lines if "run" in line] == [
-        None,
-        "tomorrow",
-    ]
-    assert len(Results(path, QUICK).outcomes) == 3
-    more = dataclasses.replace(QUICK, seeds=2)  # a larger part of the same grid
-    assert len(Results(path, more).missing()) == len(more.cells) - 3
-
-
-def test_what_does_not_belong_together_is_refused(tmp_path):
-    path = tmp_path / "quick.jsonl"
-    Results(path, QUICK).begin(RUN)
-    training = dataclasses.replace(QUICK.training, steps=5)
-    other = dataclasses.replace(QUICK, training=training)
-    with pytest.raises(ValueError, match=r"training.steps differ"):
-        Results(path, other)
-    with pytest.raises(ValueError, match="made with jax 1; this run would differ"):
-        Results(path, QUICK).begin(RUN | {"jax": "2"})
-
-
 def test_better_means_every_seed(tmp_path):
     grid = dataclasses.replace(QUICK, seeds=3)
 
@@ -252,10 +213,9 @@ def test_tables_and_figures_come_from_the_file_alone(tmp_path):
 
 def test_unfinished_cells_leave_gaps(tmp_path):
     results = Results(tmp_path / "quick.jsonl", QUICK)
-    results.begin(RUN)
     with pytest.raises(ValueError, match="no finished cell"):
         write(results)
-    results.add(QUICK.cells[0], outcome(0.5, by_distance={"1": [2, 1]}))
+    results.add(QUICK.cells[0], outcome(0.5, by_distance={"1": [2, 1]}), RUN)
     assert write(results)
     recall = next(t for t in tables(results) if t.title == "Accuracy of recall")
     assert recall.rows[1] == ("attention", "-", "-")
@@ -287,7 +247,7 @@ def test_the_command_trains_once_and_plots_again(tmp_path, capsys, monkeypatch):
 
 
 def test_the_committed_cells_are_finished(capsys):
-    path = command.RESULTS / "cpu.jsonl"
+    path = command.STUDY.results / "cpu.jsonl"
     results = Results(path, SIZES["cpu"])
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(results.outcomes) == sum('"cell"' in line for line in lines) >= 39
@@ -295,35 +255,6 @@ def test_the_committed_cells_are_finished(capsys):
     told = capsys.readouterr().out
     assert told.count("finished  task=") == len(results.outcomes)
     assert f"180 cells, {180 - len(results.outcomes)} to run" in told
-
-
-def test_a_cell_that_fails_is_told_and_nothing_is_lost(tmp_path, capsys, monkeypatch):
-    sweep = cells.sweep_of(QUICK, [])
-    names = list(sweep.cells)
-    with sweep_folder(tmp_path / "quick.cells", sweep):
-        pass
-    where = tmp_path / "quick.cells" / "cells" / names[0]
-    where.mkdir(parents=True)
-    result = {"run": RUN, "outcome": dataclasses.asdict(outcome(0.5))}
-    values = {"cell": dataclasses.asdict(QUICK.cells[0]), "seconds": 1.0}
-    (where / "result.json").write_text(json.dumps(values | {"result": result}))
-
-    def run_locally(folder, missing, **_):
-        for name in missing:
-            yield run.Attempt(name, "raised an error")
-
-    monkeypatch.setattr(run, "run_locally", run_locally)
-    monkeypatch.setattr(command, "origin", lambda *_, **__: RUN)
-    arguments = ["--quick", "--out", str(tmp_path)]
-    assert command.main(arguments) == FAILED
-    told = capsys.readouterr()
-    assert f"{len(names) - 1} failed. The same command runs what is missing" in told.err
-    assert f"--retry {names[1]}" in told.err
-    assert list(Results(tmp_path / "quick.jsonl", QUICK).outcomes) == [QUICK.cells[0]]
-    # Cells of another version do not join them.
-    monkeypatch.setattr(command, "origin", lambda *_, **__: RUN | {"jax": "2"})
-    assert command.main(arguments) == BAD_INPUT
-    assert "made with jax 1; this run would differ" in capsys.readouterr().err
 
 
 def test_bad_usage_is_one_line(tmp_path, capsys):

@@ -216,19 +216,6 @@ def finished(path) -> Results:
     return results
 
 
-def test_results_survive_a_line_that_was_cut_off(tmp_path):
-    path = tmp_path / "quick.jsonl"
-    finished(path)
-    path.write_text(path.read_text()[:-40])
-    results = Results(path, QUICK)
-    assert len(results.outcomes) == len(QUICK.arms) - 1
-    other = dataclasses.replace(QUICK, windows=(2, 4))
-    with pytest.raises(ValueError, match="another configuration"):
-        Results(path, other)
-    with pytest.raises(ValueError, match="was made with jax 1"):
-        results.check(RUN | {"jax": "2"})
-
-
 def test_scores_and_tables_and_the_figure(tmp_path):
     results = finished(tmp_path / "quick.jsonl")
     first = results.outcomes[Cell("swax_short", 0)]

@@ -1,7 +1,6 @@
 """How far stacked windows see, in miniature: the grid, formulas, resuming, figures."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +66,8 @@ def outcome(cell, value=0.5, *, gain=0.2):
 
 def finished(path, size, **options):
     results = Results(path, size)
-    results.begin(RUN)
     for cell in size.cells:
-        results.add(cell, outcome(cell, 0.5 + 0.1 * cell.seed, **options))
+        results.add(cell, outcome(cell, 0.5 + 0.1 * cell.seed, **options), RUN)
     return results
 
 
@@ -196,32 +194,6 @@ def test_kept_distances_are_dense_near_and_reach_the_end():
     assert len(found) <= 49
 
 
-def test_a_run_goes_on_with_what_is_finished(tmp_path):
-    path = tmp_path / "quick.jsonl"
-    results = Results(path, QUICK)
-    results.begin(RUN)
-    first, second, *_ = QUICK.cells
-    results.add(first, outcome(first))
-    results.add(second, outcome(second, gain=None))
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"cell": {"sta')  # a run was killed here
-    again = Results(path, QUICK)
-    assert again.outcomes == results.outcomes
-    again.begin(RUN | {"date": "tomorrow"})
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert [line["run"].get("date") for line in lines if "run" in line] == [
-        None,
-        "tomorrow",
-    ]
-    more = dataclasses.replace(QUICK, seeds=2)
-    assert len(Results(path, more).outcomes) == 2
-    shape = dataclasses.replace(QUICK.shape, d_model=32)
-    with pytest.raises(ValueError, match=r"shape.d_model differ"):
-        Results(path, dataclasses.replace(QUICK, shape=shape))
-    with pytest.raises(ValueError, match="made with jax 1; this run would differ"):
-        Results(path, QUICK).begin(RUN | {"jax": "2"})
-
-
 def test_tables_and_figures_come_from_the_file_alone(tmp_path):
     path, size = tmp_path / "quick.jsonl", dataclasses.replace(QUICK, seeds=2)
     finished(path, size)
@@ -243,11 +215,10 @@ def test_tables_and_figures_come_from_the_file_alone(tmp_path):
 
 def test_unfinished_cells_and_lost_paths_leave_gaps(tmp_path):
     results = Results(tmp_path / "quick.jsonl", QUICK)
-    results.begin(RUN)
     with pytest.raises(ValueError, match="no finished cell"):
         write(results)
     for cell in QUICK.cells[:2]:
-        results.add(cell, outcome(cell, gain=None))
+        results.add(cell, outcome(cell, gain=None), RUN)
     assert write(results)
     assert {state for state, _, _ in groups(results)} == {"random"}
     assert len(tables(results)) == 7
@@ -275,7 +246,7 @@ def test_bad_usage_is_one_line(tmp_path, capsys):
 
 def test_the_committed_cells_are_of_the_size():
     size = SIZES["cpu"]
-    outcomes = Results(command.RESULTS / "cpu.jsonl", size).outcomes
+    outcomes = Results(command.STUDY.results / "cpu.jsonl", size).outcomes
     assert len(outcomes) >= 64
     assert set(outcomes) <= set(size.cells)
     for cell, found in outcomes.items():
