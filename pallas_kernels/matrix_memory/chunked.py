@@ -18,7 +18,7 @@ from pallas_kernels.matrix_memory.memory import EMPTY, Memory, Rules, Writes
 from pallas_kernels.matrix_memory.scale import finished, scaled
 
 CHUNK = 64  # tokens
-GROUP = 8  # chunks
+GROUP = 16  # chunks
 
 
 def matrix_memory_chunked(
@@ -127,32 +127,51 @@ def _group(memory, q_JBNCH, k_JBNCH, v_JBNCP, piece, *, rules):
     The chunks of a group share every matmul; only the decay of the memory from chunk to
     chunk is sequential.
     """
-    gates = piece.gates
-    dtype = gates.row.dtype
-    k_JBNHC = k_JBNCH.swapaxes(-1, -2)
-    write_JBN1C = jnp.exp(gates.write)[..., None, :]
-    k_write_JBNHC = k_JBNHC.astype(dtype) * write_JBN1C
-    written_JBNHP = _dot(k_write_JBNHC.astype(k_JBNCH.dtype), v_JBNCP)
-    written = (written_JBNHP, None)
-    if memory[1] is not None:
-        written = (written_JBNHP, jnp.sum(k_write_JBNHC, axis=-1))
-    last, (c_JBNHP, n_JBNH) = _decay(memory, jnp.exp(gates.keep), written)
+    gates, k_JBNHC = piece.gates, k_JBNCH.swapaxes(-1, -2)
+    written = _written(k_JBNHC, v_JBNCP, gates, normalised=memory[1] is not None)
+    last, before = _decay(memory, jnp.exp(gates.keep), written)
+    return last, _read(before, q_JBNCH, k_JBNHC, v_JBNCP, piece, rules=rules)
 
+
+def _written(k_JBNHC, v_JBNCP, gates, *, normalised):
+    """Returns what each chunk writes into C and n (None if not `normalised`).
+
+    The sum of n is a product of its own: of weighted keys with one reader only XLA
+    makes a part of their matmul.
+    """
+    wide_JBNHC, write_JBNC = k_JBNHC.astype(gates.row.dtype), jnp.exp(gates.write)
+    weighted_JBNHC = wide_JBNHC * write_JBNC[..., None, :]
+    c_JBNHP = _dot(weighted_JBNHC.astype(k_JBNHC.dtype), v_JBNCP)
+    if not normalised:
+        return c_JBNHP, None
+    n_JBNH = jnp.einsum(
+        "jbnhc,jbnc->jbnh", wide_JBNHC, write_JBNC, precision="highest"
+    )
+    return c_JBNHP, n_JBNH
+
+
+def _read(before, q_JBNCH, k_JBNHC, v_JBNCP, piece, *, rules):
+    """Returns the two factors of h_JBNCP, given C and n before each chunk.
+
+    The memory's share takes its weight after the matmul: one pass over h adds, weighs
+    and divides, and the queries need no copy.
+    """
+    (c_JBNHP, n_JBNH), gates = before, piece.gates
     within_JBNCC = jnp.exp(_within(gates, piece.runs_JB1C))
     scores_JBNCC = _dot(q_JBNCH, k_JBNHC) * (rules.scale * within_JBNCC)
-    old_JBNC1 = rules.scale * jnp.exp(gates.old)[..., None]
-    q_old_JBNCH = q_JBNCH.astype(dtype) * old_JBNC1
+    old_JBNC = rules.scale * jnp.exp(gates.old)
     h_JBNCP = _dot(scores_JBNCC, v_JBNCP)
-    h_JBNCP += _dot(q_old_JBNCH.astype(q_JBNCH.dtype), c_JBNHP)
+    h_JBNCP += old_JBNC[..., None] * _dot(q_JBNCH, c_JBNHP)
     one_JBNC = None
     if rules.normalize:
-        divisor_JBNC = jnp.sum(scores_JBNCC, axis=-1)
-        divisor_JBNC += jnp.einsum(
-            "jbnch,jbnh->jbnc", q_old_JBNCH, n_JBNH, precision="highest"
+        wide_JBNCH = q_JBNCH.astype(old_JBNC.dtype)
+        n_q_JBNC = jnp.einsum(
+            "jbnch,jbnh->jbnc", wide_JBNCH, n_JBNH, precision="highest"
         )
+        divisor_JBNC = jnp.sum(scores_JBNCC, axis=-1) + old_JBNC * n_q_JBNC
         divisor_JBNC = jnp.maximum(jnp.abs(divisor_JBNC), piece.floor_JBNC)
         h_JBNCP, one_JBNC = divided(h_JBNCP, divisor_JBNC + piece.eps_JBNC)
-    return last, (h_JBNCP.astype(q_JBNCH.dtype), one_JBNC)
+    return h_JBNCP.astype(q_JBNCH.dtype), one_JBNC
 
 
 def _within(gates, runs_JB1C):
