@@ -1,6 +1,7 @@
 """Strict JAX for every test: eight CPU devices, no silent promotion of type or rank.
 
 `pytest -m gpu` runs the tests that need a GPU, and no others, on the machine's GPU.
+`pytest --quick` runs every test that is not slow, each with two of its cases at most.
 """
 
 import atexit
@@ -40,6 +41,15 @@ hypothesis.settings.register_profile("swa_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("swa_jax")
 
 
+def pytest_addoption(parser):
+    """Returns nothing; adds the option of a quick pass."""
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="leave out slow tests, and all cases of a test but the first and the last",
+    )
+
+
 def pytest_configure(config):
     """Returns nothing; chooses the platform before JAX looks for one."""
     if config.option.markexpr.strip() == "gpu":
@@ -50,12 +60,29 @@ def pytest_configure(config):
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-def pytest_collection_modifyitems(items):
-    """Returns nothing; skips the tests that need a GPU where JAX runs on none."""
+def pytest_collection_modifyitems(config, items):
+    """Returns nothing; skips the tests that need a GPU where JAX runs on none, and
+    leaves out what a quick pass does not run."""
+    if config.option.quick:
+        _leave_out(config, items, kept=_quick(items))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() != "gpu":
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU: pytest -m gpu"))
+
+
+def _quick(items):
+    """Returns the tests that are not slow, with the first and the last of their cases."""
+    cases = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return {item for of_test in cases.values() for item in (of_test[0], of_test[-1])}
+
+
+def _leave_out(config, items, *, kept):
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True, scope="module")
