@@ -16,16 +16,25 @@ from pallas_kernels.local_attention.visits import (
 )
 
 visits_to_keys = jax.jit(visited_keys, static_argnums=3)
+# A program for each shape, not one for each of its operations.
+extents_of_queries = jax.jit(query_extents, static_argnames=("rows", "group", "offset"))
+extents_of_keys = jax.jit(key_extents, static_argnames=("block", "offset"))
 visits_to_queries = jax.jit(visiting_queries, static_argnums=3, static_argnames="group")
 
 
 def pairs(T, S, window, ids, beyond):
-    """Returns which key each query reads, as numpy booleans of shape TS."""
-    query_ids, key_ids = (
-        (None, None) if ids is None else (ids[None, -T:], ids[None, -S:])
-    )
-    positions = jnp.arange(T) + (S - T + beyond), jnp.arange(S)
-    return np.asarray(visible_pairs(*positions, query_ids, key_ids, window=window)[0])
+    """Returns which key each query reads, as numpy booleans of shape TS.
+
+    Of arrays of one shape, whatever T and S are: their operations are compiled once.
+    """
+
+    def longest(ids):
+        return np.pad(ids, (0, LONGEST - len(ids)))[None]
+
+    segments = (None, None) if ids is None else (longest(ids[-T:]), longest(ids[-S:]))
+    positions = jnp.arange(LONGEST) + (S - T + beyond), jnp.arange(LONGEST)
+    visible = visible_pairs(*positions, *segments, window=window)
+    return np.asarray(visible[0])[:T, :S]
 
 
 def check_visits(visible_TS, visits, tokens, block, *, group=1):
@@ -45,9 +54,10 @@ def check_visits(visible_TS, visits, tokens, block, *, group=1):
     return np.all(visited.reshape(-1, group), axis=-1)[:S]
 
 
+LONGEST = 90  # tokens
 shapes = {
-    "T": st.integers(1, 90),
-    "S": st.integers(1, 90),
+    "T": st.integers(1, LONGEST),
+    "S": st.integers(1, LONGEST),
     "window": st.integers(1, 120),
     "block": st.sampled_from([4, 16, 32]),
     "own": st.sampled_from([1, 5, 16]),
@@ -82,7 +92,7 @@ def test_every_visible_key_is_visited_and_inner_blocks_need_no_mask(
     if ids is not None:
         segments = ids[None, -T:], ids[None, -S:]
         rows = {"rows": own, "group": group}
-        extents = query_extents(*segments, **rows, offset=offset)[0]
+        extents = np.asarray(extents_of_queries(*segments, **rows, offset=offset))[0]
     for i in range(-(-T * group // own)):
         last = (i * own + own - 1) // group
         tokens = np.arange(i * own // group, min(last + 1, T))
@@ -110,7 +120,7 @@ def test_every_reading_query_is_visited_and_inner_blocks_need_no_mask(
     extents = None
     if ids is not None:
         segments = ids[None, -T:], ids[None, -S:]
-        extents = key_extents(*segments, block=own, offset=offset)[0]
+        extents = np.asarray(extents_of_keys(*segments, block=own, offset=offset))[0]
     for j in range(-(-S // own)):
         keys = np.arange(j * own, min(j * own + own, S))
         segment = None if extents is None else tuple(extents[j])
