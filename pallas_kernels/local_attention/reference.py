@@ -7,8 +7,8 @@ from pallas_kernels.checks import accumulation_dtype
 
 
 def visible_pairs(
-    query_positions_T: jax.Array,
-    key_positions_S: jax.Array,
+    query_positions_BT: jax.Array,
+    key_positions_BS: jax.Array,
     query_segments_BT: jax.Array | None,
     key_segments_BS: jax.Array | None,
     /,
@@ -17,13 +17,13 @@ def visible_pairs(
 ) -> jax.Array:
     """Returns which key each query reads, as booleans of shape (B or 1, T, S).
 
-    A query at position t reads the key at position s when 0 <= t - s < window, both
+    Positions are of shapes (B or 1, T) and (B or 1, S), in any order. A query at position t reads the key at position s when 0 <= t - s < window, both
     are in the same segment, and the key's segment id is not negative.
     """
-    distance_TS = query_positions_T[:, None] - key_positions_S[None, :]
-    visible_BTS = (distance_TS >= 0)[None]
+    distance_BTS = query_positions_BT[:, :, None] - key_positions_BS[:, None, :]
+    visible_BTS = distance_BTS >= 0
     if window is not None:
-        visible_BTS &= (distance_TS < window)[None]
+        visible_BTS &= distance_BTS < window
     if query_segments_BT is not None and key_segments_BS is not None:
         same_BTS = query_segments_BT[:, :, None] == key_segments_BS[:, None, :]
         visible_BTS = visible_BTS & same_BTS & (key_segments_BS >= 0)[:, None, :]
@@ -41,10 +41,12 @@ def local_attention_reference(
     *,
     window: int | jax.Array | None,
     softcap: float | None,
+    positions: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Returns softmax(q k^T / sqrt(H), over the visible keys) v, of shape BTNH.
 
-    Query t stands at the key position S - T + t. A soft-cap c turns a logit x into
+    Query t stands at the key position S - T + t, unless `positions` says where queries
+    and keys stand, as `visible_pairs` takes them. A soft-cap c turns a logit x into
     c tanh(x / c); a sink adds exp(sink) to its head's normaliser and no value. A query
     that sees nothing returns zeros.
     """
@@ -60,12 +62,12 @@ def local_attention_reference(
     )
     if softcap is not None:
         logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+    if positions is None:
+        key_positions_1S = jnp.arange(S, dtype=jnp.int32)[None]
+        query_positions_1T = jnp.arange(T, dtype=jnp.int32)[None] + (S - T)
+        positions = query_positions_1T, key_positions_1S
     visible_BTS = visible_pairs(
-        jnp.arange(T, dtype=jnp.int32) + (S - T),
-        jnp.arange(S, dtype=jnp.int32),
-        query_segments_BT,
-        key_segments_BS,
-        window=window,
+        *positions, query_segments_BT, key_segments_BS, window=window
     )
     sinks_1KG1 = None
     if sinks_N is not None:

@@ -186,18 +186,21 @@ def _place(numbers_BT, cache):
 
 
 def _dense(step, softcap):
-    """Returns out_BTNH from the ring in order: the definition, its last T tokens."""
-    cache = WindowCache(step.k_BLKH, step.v_BLKH, step.key_segments_BL, step.tokens_B)
-    k_BLKH, v_BLKH, key_segments_BL = in_order(cache)
+    """Returns out_BTNH by the definition, over the slots as they lie in the ring."""
+    T, L = step.q_BTNH.shape[1], step.k_BLKH.shape[1]
+    newest_B1 = step.tokens_B[:, None] - 1
+    slots_1L = jnp.arange(L, dtype=jnp.int32)[None]
+    numbers_BL = newest_B1 - jnp.mod(newest_B1 - slots_1L, L)
     return local_attention_reference(
         step.q_BTNH,
-        k_BLKH,
-        v_BLKH,
+        step.k_BLKH,
+        step.v_BLKH,
         step.query_segments_BT,
-        key_segments_BL,
+        jnp.where(numbers_BL >= 0, step.key_segments_BL, -1),
         step.sinks_N,
         window=step.window_1[0],
         softcap=softcap,
+        positions=(_last_numbers(step.tokens_B, T), numbers_BL),
     )
 
 

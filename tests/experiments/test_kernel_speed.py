@@ -93,7 +93,7 @@ def test_a_difference_that_is_no_number_is_an_error():
 
 @pytest.mark.parametrize("window", [1, 3, 8, 9, None])
 def test_visible_pairs_are_those_of_the_definition(window):
-    positions = jnp.arange(8, dtype=jnp.int32)
+    positions = jnp.arange(8, dtype=jnp.int32)[None]
     expected = visible(positions, positions, None, None, window=window)
     assert visible_pairs(tokens=8, window=window) == int(jnp.sum(expected))
 
