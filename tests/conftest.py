@@ -72,7 +72,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _quick(items):
-    """Returns the tests that are not slow, with the first and the last of their cases."""
+    """Returns the tests that are not slow, each with its first and its last case."""
     cases = {}
     for item in items:
         if not item.get_closest_marker("slow"):

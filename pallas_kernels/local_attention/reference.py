@@ -17,8 +17,9 @@ def visible_pairs(
 ) -> jax.Array:
     """Returns which key each query reads, as booleans of shape (B or 1, T, S).
 
-    Positions are of shapes (B or 1, T) and (B or 1, S), in any order. A query at position t reads the key at position s when 0 <= t - s < window, both
-    are in the same segment, and the key's segment id is not negative.
+    Positions are of shapes (B or 1, T) and (B or 1, S), in any order. A query at
+    position t reads the key at position s when 0 <= t - s < window, both are in the
+    same segment, and the key's segment id is not negative.
     """
     distance_BTS = query_positions_BT[:, :, None] - key_positions_BS[:, None, :]
     visible_BTS = distance_BTS >= 0

@@ -144,9 +144,7 @@ def _written(k_JBNHC, v_JBNCP, gates, *, normalised):
     c_JBNHP = _dot(weighted_JBNHC.astype(k_JBNHC.dtype), v_JBNCP)
     if not normalised:
         return c_JBNHP, None
-    n_JBNH = jnp.einsum(
-        "jbnhc,jbnc->jbnh", wide_JBNHC, write_JBNC, precision="highest"
-    )
+    n_JBNH = jnp.einsum("jbnhc,jbnc->jbnh", wide_JBNHC, write_JBNC, precision="highest")
     return c_JBNHP, n_JBNH
 
 
