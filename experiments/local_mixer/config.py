@@ -4,8 +4,8 @@ import dataclasses
 from typing import Literal, get_args
 
 from swa_jax.data.config import DataConfig
+from swa_jax.data.synthetic.copy import SelectiveCopyConfig
 from swa_jax.data.synthetic.recall import RecallConfig
-from swa_jax.data.synthetic.selective_copy import SelectiveCopyConfig
 from swa_jax.models.config import LocalConfig
 from swa_jax.training.config import OptimizerConfig
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swa_jax.configuration import from_dict, to_dict
-from swa_jax.data.synthetic.recall import RecallConfig, recall_row
-from swa_jax.data.synthetic.selective_copy import (
+from swa_jax.data.synthetic.copy import (
     MARKER,
     NOISE,
     SelectiveCopyConfig,
     selective_copy_row,
 )
+from swa_jax.data.synthetic.recall import RecallConfig, recall_row
 from swa_jax.data.synthetic.source import TaskRows, task_batches
 
 RECALL = RecallConfig(seq_len=64, pairs=4, keys=8, values=8, noise_tokens=3)

@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swa_jax.configuration import from_dict, to_dict
-from swa_jax.data.synthetic.copy import MARKER, NOISE, CopyConfig, copy_row
+from swa_jax.data.synthetic.copy import (
+    MARKER,
+    NOISE,
+    CopyConfig,
+    SelectiveCopyConfig,
+    copy_row,
+)
 from swa_jax.data.synthetic.induction import InductionConfig, induction_row
 from swa_jax.data.synthetic.recall import RecallConfig
-from swa_jax.data.synthetic.selective_copy import SelectiveCopyConfig
 from swa_jax.data.synthetic.source import TaskRows
 from swa_jax.data.synthetic.state_tracking import (
     START,

@@ -6,13 +6,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from swa_jax.data.synthetic.copy import CopyConfig, copy_row
-from swa_jax.data.synthetic.induction import InductionConfig, induction_row
-from swa_jax.data.synthetic.recall import RecallConfig, recall_row
-from swa_jax.data.synthetic.selective_copy import (
+from swa_jax.data.synthetic.copy import (
+    CopyConfig,
     SelectiveCopyConfig,
+    copy_row,
     selective_copy_row,
 )
+from swa_jax.data.synthetic.induction import InductionConfig, induction_row
+from swa_jax.data.synthetic.recall import RecallConfig, recall_row
 from swa_jax.data.synthetic.state_tracking import (
     ParityConfig,
     PermutationsConfig,

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swa_jax.configuration import from_dict, to_dict
-from swa_jax.data.synthetic.copy import CopyConfig
+from swa_jax.data.synthetic.copy import CopyConfig, SelectiveCopyConfig
 from swa_jax.data.synthetic.induction import InductionConfig
 from swa_jax.data.synthetic.recall import RecallConfig
-from swa_jax.data.synthetic.selective_copy import SelectiveCopyConfig
 from swa_jax.data.synthetic.source import TaskConfig, TaskRows
 from swa_jax.data.synthetic.state_tracking import ParityConfig, PermutationsConfig
 from swa_jax.evaluation.tasks.octaves import means, octave_edges, sums_by_bin

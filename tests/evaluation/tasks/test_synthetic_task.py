@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swa_jax.data.synthetic.copy import CopyConfig
+from swa_jax.data.synthetic.copy import CopyConfig, SelectiveCopyConfig
 from swa_jax.data.synthetic.induction import InductionConfig
 from swa_jax.data.synthetic.recall import RecallConfig
-from swa_jax.data.synthetic.selective_copy import SelectiveCopyConfig
 from swa_jax.data.synthetic.state_tracking import (
     ParityConfig,
     PermutationsConfig,
