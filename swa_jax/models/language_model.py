@@ -314,11 +314,12 @@ def _init_state(
         )
         for name, kind in zip(layer_names(config), config.kinds, strict=True)
     }
-    zeros_B = jnp.zeros((batch,), jnp.int32)
     stacked = jax.tree.map(
         lambda leaf: jnp.tile(leaf[None], (config.periods, *[1] * leaf.ndim)), layers
     )
-    return ModelState(zeros_B, zeros_B, stacked)
+    # An array of its own for each: a donated state must not have one twice.
+    position_B, segment_id_B = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
+    return ModelState(position_B, segment_id_B, stacked)
 
 
 def _check_tokens(tokens_BT: jax.Array, segment_ids: jax.Array | None) -> None:
