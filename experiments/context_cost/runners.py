@@ -102,8 +102,10 @@ class _Decoding(Runner):
         state = state_after(config, context, window=size.window, seed=seed)
         check_account(state, config, window=size.window, context=context)
         super().__init__(self._decode, 1, carried_bytes(state), held_bytes(state))
-        self._state, self._ids_B = state, jnp.zeros((1,), jnp.int32)
-        self._params = parameters(config, seed=seed)
+        self._ids_B = jnp.zeros((1,), jnp.int32)
+        self._params, self._state = language_model(config).for_decoding(
+            parameters(config, seed=seed), state
+        )
         self._program = decoder(config, window=size.window)
 
     def _decode(self) -> jax.Array:
@@ -118,7 +120,8 @@ def decoder(config: ModelConfig, /, *, window: int) -> Callable[..., Any]:
     """Returns (parameters, ids_B, state, number of tokens) -> ids_B and state after
     them: the loop of `swax generate` at temperature 0.
 
-    The state that goes in is gone.
+    Parameters and state are those of `Model.for_decoding`. The state that goes in is
+    gone.
     """
     model = language_model(config)
 

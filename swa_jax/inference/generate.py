@@ -119,9 +119,10 @@ def decode(
             ids_B = choose(x_B1D, step, allowed_V)
             return (ids_B, state), ids_B
 
+        params, state = model.for_decoding(params, read.state)
         first_B = choose(read.x_B1D, jnp.int32(0), allowed_first_V)
         steps = jnp.arange(1, tokens, dtype=jnp.int32)
-        _, ids_TB = jax.lax.scan(decode_one, (first_B, read.state), steps)
+        _, ids_TB = jax.lax.scan(decode_one, (first_B, state), steps)
         return jnp.concatenate([first_B[None], ids_TB]).T
 
     whole, rows = PartitionSpec(), rows_spec()

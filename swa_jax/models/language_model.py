@@ -16,8 +16,9 @@ from swa_jax.layers.linear import Embedding, Linear
 from swa_jax.layers.normalization import RMSNorm
 from swa_jax.layers.soft_cap import soft_cap
 from swa_jax.models.block import block
-from swa_jax.models.config import ModelConfig, RematPolicy
+from swa_jax.models.config import ModelConfig
 from swa_jax.models.mixers import initial_mixer_state
+from swa_jax.models.periods import apart, rematerialised, through_periods
 from swa_jax.models.statistics import layer_statistics
 
 Params = dict[str, Any]
@@ -28,12 +29,12 @@ class ModelState(NamedTuple):
 
     `position_B` is the position of the next token, `segment_id_B` the segment of the
     last one; `layers` holds the mixers' states under the names of `params["periods"]`,
-    each with a leading axis of periods.
+    each with a leading axis of periods, or a tuple of periods (`Model.for_decoding`).
     """
 
     position_B: jax.Array
     segment_id_B: jax.Array
-    layers: dict[str, Any]
+    layers: Any
 
 
 class Hidden(Protocol):
@@ -78,6 +79,11 @@ def no_statistics(
     return {}
 
 
+def unchanged(params: Params, state: Any, /) -> tuple[Params, Any]:
+    """Returns both as they are, for a model that decodes with what it reads with."""
+    return params, state
+
+
 class Model(NamedTuple):
     """A language model as pure functions of a plain nested dict of float32 arrays.
 
@@ -90,6 +96,7 @@ class Model(NamedTuple):
     head: Callable[[Params, jax.Array], jax.Array]
     init_state: InitState
     statistics: Statistics = no_statistics
+    for_decoding: Callable[[Params, Any], tuple[Params, Any]] = unchanged
 
     def apply(
         self,
@@ -131,6 +138,11 @@ def language_model(config: ModelConfig, /) -> Model:
     - `statistics(params, tokens_BT, *, window, segment_ids)`: scalars of the gates,
       normalisers and attention logits of each kind of layer (`layer_statistics`), at a
       cost quadratic in the tokens.
+    - `for_decoding(params, state)`: the same with each period apart from the others,
+      which `hidden` and `apply` take too. A token then costs what its layers read and
+      write; a scan over periods copies their parameters and states out of the stack,
+      and the states back. Every period is compiled by itself, and under `jit` the
+      parameters are held twice.
 
     They raise ValueError for tokens, segment ids, a state, a window or parameters that
     do not fit the model or each other; a traced window larger than the one that the
@@ -142,6 +154,7 @@ def language_model(config: ModelConfig, /) -> Model:
         functools.partial(_head, config),
         functools.partial(_init_state, config),
         functools.partial(_statistics, config),
+        functools.partial(_for_decoding, config),
     )
 
 
@@ -210,7 +223,7 @@ def _hidden(
             segment_ids = jnp.broadcast_to(state.segment_id_B[:, None], tokens_BT.shape)
     outside, _ = _parts(config)
     x_BTD = placed(outside["embed"].bind(params["embed"])(tokens_BT), "BTD")
-    x_BTD, layer_states = _scan_periods(
+    x_BTD, layer_states = _through_layers(
         config,
         params["periods"],
         x_BTD,
@@ -256,16 +269,16 @@ def _statistics(
     )
 
 
-def _scan_periods(
+def _through_layers(
     config: ModelConfig,
-    params: Params,
+    params: Any,
     x_BTD: jax.Array,
-    layer_states: dict[str, Any] | None,
+    layer_states: Any,
     **options: Any,
-) -> tuple[jax.Array, dict[str, Any]]:
-    """Returns x_BTD after all periods, and the stacked states of their layers.
+) -> tuple[jax.Array, Any]:
+    """Returns x_BTD after all periods, and the states of their layers.
 
-    The scan is compiled once for all periods. Every bound module is made inside it.
+    Every bound module is made inside the function of a period.
     """
     _, layers = _parts(config)
 
@@ -284,20 +297,8 @@ def _scan_periods(
             )
         return placed(x_BTD, "BTD"), new_states
 
-    body = _rematerialised(period, config.remat)
-    inputs = (params, layer_states)
-    return jax.lax.scan(body, x_BTD, inputs, length=config.periods)
-
-
-def _rematerialised(period: Callable[..., Any], policy: RematPolicy) -> Any:
-    """Returns the period that keeps for its backward pass what the policy says."""
-    if policy == "none":
-        return period
-    policies = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }
-    return jax.checkpoint(period, prevent_cse=False, policy=policies[policy])
+    body = rematerialised(period, config.remat)
+    return through_periods(body, x_BTD, params, layer_states, periods=config.periods)
 
 
 def _init_state(
@@ -320,6 +321,14 @@ def _init_state(
     # An array of its own for each: a donated state must not have one twice.
     position_B, segment_id_B = (jnp.zeros((batch,), jnp.int32) for _ in range(2))
     return ModelState(position_B, segment_id_B, stacked)
+
+
+def _for_decoding(
+    config: ModelConfig, params: Params, state: ModelState, /
+) -> tuple[Params, ModelState]:
+    periods = apart(params["periods"], config.periods)
+    layers = apart(state.layers, config.periods)
+    return params | {"periods": periods}, state._replace(layers=layers)
 
 
 def _check_tokens(tokens_BT: jax.Array, segment_ids: jax.Array | None) -> None:
@@ -351,7 +360,8 @@ def _check_state(
     for name, kind in zip(layer_names(config), config.kinds, strict=True):
         if kind.mixer != "swa" or not isinstance(window, int | np.integer):
             continue
-        served = served_window(state.layers[name].mixer)
+        layers = state.layers[0] if isinstance(state.layers, tuple) else state.layers
+        served = served_window(layers[name].mixer)
         if window > served:
             raise ValueError(
                 f"the state was made for windows up to {served} tokens; got {window=}. "

@@ -216,6 +216,7 @@ def test_what_is_timed_decodes_what_generate_does():
     ids_B = jnp.argmax(logits_BTV[:, -1], axis=-1).astype(jnp.int32)
     found = [int(ids_B[0])]
     decode = runners.decoder(config, window=window)
+    params, state = model.for_decoding(params, state)
     for tokens in (1, 3):
         ids_B, state = decode(params, ids_B, state, jnp.int32(tokens))
         found.append(int(ids_B[0]))

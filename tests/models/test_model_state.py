@@ -85,6 +85,37 @@ def test_pieces_longer_than_a_step_equal_one_pass(make_tiny, kind, lengths):
     np.testing.assert_allclose(all_BTV, one_BTV, **VALUES)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_its_periods_apart_a_model_goes_on_as_before(make_tiny, kind):
+    tiny = make_tiny(kind)
+    tokens_BT, segments_BT = tokens_and_segments()
+    one_BTV, _ = stepper(tiny.model)(
+        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
+    )
+    state = tiny.model.init_state(2, window=WINDOW, context=T)
+    _, state = in_pieces(tiny, [18], tokens_BT, segments_BT, state)
+    params, state = tiny.model.for_decoding(tiny.params, state)
+    periods = jax.tree.leaves(tiny.params["periods"])[0].shape[0]
+    assert len(params["periods"]) == len(state.layers) == periods
+    for start in (18, 19):
+        token = np.s_[:, start : start + 1]
+        logits_BTV, state = stepper(tiny.model)(
+            params, tokens_BT[token], segments_BT[token], jnp.int32(WINDOW), state
+        )
+        np.testing.assert_allclose(logits_BTV, one_BTV[token], **VALUES)
+    wrong = params | {"periods": ({}, *params["periods"][1:])}
+    with pytest.raises(ValueError, match="parameters do not fit the model"):
+        tiny.model.apply(wrong, tokens_BT[:, :1], window=WINDOW, state=state)
+
+
+def test_a_window_beyond_the_state_is_refused_with_periods_apart(make_tiny):
+    tiny = make_tiny("swa")
+    state = tiny.model.init_state(2, window=WINDOW, context=0)
+    params, state = tiny.model.for_decoding(tiny.params, state)
+    with pytest.raises(ValueError, match="windows up to 4 tokens; got window=5"):
+        tiny.model.apply(params, jnp.zeros((2, 1), int), window=5, state=state)
+
+
 def test_without_segment_ids_the_last_segment_goes_on(make_tiny):
     tiny = make_tiny("swax")
     tokens_BT, _ = tokens_and_segments()

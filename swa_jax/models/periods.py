@@ -1,0 +1,50 @@
+"""The periods of a model: stacked and scanned, or apart and one after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from swa_jax.models.config import RematPolicy
+
+Body = Callable[[jax.Array, tuple[Any, Any]], tuple[jax.Array, Any]]
+
+
+def apart(tree: Any, periods: int, /) -> tuple[Any, ...]:
+    """Returns one tree for each period of a tree whose leaves have a leading axis of
+    them."""
+
+    def period(index: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+
+    return tuple(map(period, range(periods)))
+
+
+def through_periods(
+    body: Body, x_BTD: jax.Array, params: Any, states: Any, /, *, periods: int
+) -> tuple[jax.Array, Any]:
+    """Returns x_BTD after `body(x_BTD, (params, states))` of each period, and their new
+    states, laid out as the old ones.
+
+    Stacked parameters are scanned: the body is compiled once. Of a tuple of periods
+    each is compiled by itself, and no state is cut out of a larger array.
+    """
+    if not isinstance(params, tuple):
+        return jax.lax.scan(body, x_BTD, (params, states), length=periods)
+    after = []
+    for index, params_of_period in enumerate(params):
+        before = None if states is None else states[index]
+        x_BTD, state = body(x_BTD, (params_of_period, before))
+        after.append(state)
+    return x_BTD, tuple(after)
+
+
+def rematerialised(body: Body, policy: RematPolicy, /) -> Body:
+    """Returns the body that keeps for its backward pass what the policy says."""
+    if policy == "none":
+        return body
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    return jax.checkpoint(body, prevent_cse=False, policy=policies[policy])
