@@ -171,7 +171,8 @@ class LocalConfig:
         bias: give the convolution a bias.
         window: tokens W that a query of ShortSWA reads, itself included.
         design: of ShortSWA, "full" (learned q, k, v), "low_rank" (learned q and k of
-            ``rank`` numbers per head) or "free" (no parameters).
+            ``rank`` numbers per head) or "free" (no parameters). The default is the one
+            that no other beat at equal size (experiments/local_mixer).
         rank: of the design "low_rank", even, at most the head's width.
         gate: add ShortSWA to its input through a gate that starts at zero; without it
             ShortSWA's output replaces its input.
