@@ -40,7 +40,8 @@ def generate(
     per sliding-window layer, a matrix per head of mLSTM, ``context`` tokens per
     full-attention layer (None: room for all), and 16 more for the new ones. With
     ``prefill_chunk``, the prompt is read so many tokens at a time, which bounds the
-    memory of reading it too; the result is the same.
+    memory of reading it too; the result is the same. While it decodes, the layers'
+    parameters are held twice, and every period of layers is compiled by itself.
     Temperature 0 takes the likeliest token and needs no key; rows then lie over the
     devices of the parameters' mesh, where those divide their number. ``allowed`` (V,)
     is False for ids that are never chosen, ``allowed_first`` for those that are not the
