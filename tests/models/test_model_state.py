@@ -39,6 +39,12 @@ def tokens_and_segments():
     return tokens_BT, segments_BT
 
 
+def in_one_pass(tiny, tokens_BT, segments_BT):
+    return stepper(tiny.model)(
+        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
+    )[0]
+
+
 def in_pieces(tiny, lengths, tokens_BT, segments_BT, state):
     logits, start = [], 0
     for length in lengths:
@@ -56,9 +62,7 @@ def in_pieces(tiny, lengths, tokens_BT, segments_BT, state):
 def test_packed_documents_in_pieces_equal_one_pass(make_tiny, kind):
     tiny = make_tiny(kind)
     tokens_BT, segments_BT = tokens_and_segments()
-    one_BTV, _ = stepper(tiny.model)(
-        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
-    )
+    one_BTV = in_one_pass(tiny, tokens_BT, segments_BT)
 
     @settings(max_examples=6, deadline=None, database=None, derandomize=True)
     @given(pieces)
@@ -77,9 +81,7 @@ def test_packed_documents_in_pieces_equal_one_pass(make_tiny, kind):
 def test_pieces_longer_than_a_step_equal_one_pass(make_tiny, kind, lengths):
     tiny = make_tiny(kind)
     tokens_BT, segments_BT = tokens_and_segments()
-    one_BTV, _ = stepper(tiny.model)(
-        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
-    )
+    one_BTV = in_one_pass(tiny, tokens_BT, segments_BT)
     state = tiny.model.init_state(2, window=WINDOW, context=T)
     all_BTV, _ = in_pieces(tiny, lengths, tokens_BT, segments_BT, state)
     np.testing.assert_allclose(all_BTV, one_BTV, **VALUES)
@@ -89,9 +91,7 @@ def test_pieces_longer_than_a_step_equal_one_pass(make_tiny, kind, lengths):
 def test_with_its_periods_apart_a_model_goes_on_as_before(make_tiny, kind):
     tiny = make_tiny(kind)
     tokens_BT, segments_BT = tokens_and_segments()
-    one_BTV, _ = stepper(tiny.model)(
-        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
-    )
+    one_BTV = in_one_pass(tiny, tokens_BT, segments_BT)
     state = tiny.model.init_state(2, window=WINDOW, context=T)
     _, state = in_pieces(tiny, [18], tokens_BT, segments_BT, state)
     params, state = tiny.model.for_decoding(tiny.params, state)
@@ -129,9 +129,7 @@ def test_without_segment_ids_the_last_segment_goes_on(make_tiny):
     np.testing.assert_allclose(from_empty_BTV, one_BTV, **VALUES)
     # The second document begins within the first piece.
     segments_BT = np.array([[3] * 4 + [8] * 16] * 2, np.int32)
-    one_BTV, _ = stepper(tiny.model)(
-        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
-    )
+    one_BTV = in_one_pass(tiny, tokens_BT, segments_BT)
     first_BTV, state = in_pieces(tiny, lengths[:1], tokens_BT, segments_BT, fresh)
     rest_BTV, state = in_pieces(tiny, lengths[1:], tokens_BT[:, 5:], None, state)
     np.testing.assert_allclose(np.hstack([first_BTV, rest_BTV]), one_BTV, **VALUES)
@@ -141,9 +139,7 @@ def test_without_segment_ids_the_last_segment_goes_on(make_tiny):
 def test_a_state_made_for_a_larger_window_serves_a_smaller_one(make_tiny):
     tiny = make_tiny("swa")
     tokens_BT, segments_BT = tokens_and_segments()
-    one_BTV, _ = stepper(tiny.model)(
-        tiny.params, tokens_BT, segments_BT, jnp.int32(WINDOW), None
-    )
+    one_BTV = in_one_pass(tiny, tokens_BT, segments_BT)
     state = tiny.model.init_state(2, window=WINDOW + 5, context=0)
     all_BTV, _ = in_pieces(tiny, [PIECE] * 4, tokens_BT, segments_BT, state)
     np.testing.assert_allclose(all_BTV, one_BTV, **VALUES)
