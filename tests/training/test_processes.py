@@ -204,7 +204,9 @@ def test_a_process_that_lives_and_does_nothing_is_named(crew, tmp_path):
     runs = crew.start(
         out, 2, hang=8.0, alone={1: {"point": "step", "after": 5, "hold": 1e4}}
     )
-    assert sorted(run.wait() for run in runs) == [1, 1]
+    # Who ends first may take the other along: JAX ends that one by SIGABRT.
+    ends = sorted(run.wait() for run in runs)
+    assert ends in ([1, 1], [-signal.SIGABRT, 1])
     texts = " ".join(run.text() for run in runs)
     assert "behind the others: process 1 on " in texts
     assert "in: step 6" in texts
