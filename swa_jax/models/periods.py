@@ -27,8 +27,14 @@ def through_periods(
     states, laid out as the old ones.
 
     Stacked parameters are scanned: the body is compiled once. Of a tuple of periods
-    each is compiled by itself, and no state is cut out of a larger array.
+    each is compiled by itself, and no state is cut out of a larger array. Raises
+    ValueError for a tuple of periods and a stack.
     """
+    if states is not None and isinstance(states, tuple) != isinstance(params, tuple):
+        raise ValueError(
+            "the model wants the periods of its parameters and of its state both "
+            "stacked, or both apart, as Model.for_decoding returns them."
+        )
     if not isinstance(params, tuple):
         return jax.lax.scan(body, x_BTD, (params, states), length=periods)
     after = []

@@ -108,6 +108,16 @@ def test_with_its_periods_apart_a_model_goes_on_as_before(make_tiny, kind):
         tiny.model.apply(wrong, tokens_BT[:, :1], window=WINDOW, state=state)
 
 
+def test_a_stack_and_periods_apart_are_no_pair(make_tiny):
+    tiny = make_tiny("swa")
+    stacked = tiny.params, tiny.model.init_state(2, window=WINDOW, context=0)
+    apart = tiny.model.for_decoding(*stacked)
+    tokens_BT = jnp.zeros((2, 1), int)
+    for params, state in ((stacked[0], apart[1]), (apart[0], stacked[1])):
+        with pytest.raises(ValueError, match="both stacked, or both apart"):
+            tiny.model.apply(params, tokens_BT, window=WINDOW, state=state)
+
+
 def test_a_window_beyond_the_state_is_refused_with_periods_apart(make_tiny):
     tiny = make_tiny("swa")
     state = tiny.model.init_state(2, window=WINDOW, context=0)
