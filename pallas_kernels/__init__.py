@@ -11,4 +11,11 @@ a definition (`reference`), a linear-cost form in plain JAX that runs on every p
 - `pallas_kernels.mlstm.mlstm`
 - `pallas_kernels.short_conv.short_conv`
 - `pallas_kernels.wkv7.wkv7`
+
+Importing it sets XLA_FLAGS on a jaxlib that adds up wrongly on a CPU without
+(`jaxlib_faults`).
 """
+
+from pallas_kernels.jaxlib_faults import avoid_wrong_reductions
+
+avoid_wrong_reductions()
