@@ -88,8 +88,9 @@ def _model(shape: Shape, local: str, mixer: str) -> ModelConfig:
     return ModelConfig(
         vocab_size=shape.vocab_size,
         d_model=shape.d_model,
-        pattern=(mixer if local == "none" else f"{kind}+{mixer}",),
-        periods=shape.layers,
+        # One period: a scan over so few layers costs a CPU half a step's time more.
+        pattern=(mixer if local == "none" else f"{kind}+{mixer}",) * shape.layers,
+        periods=1,
         attention=AttentionConfig(heads=shape.heads, head_width=shape.head_width),
         mlstm=MLSTMConfig(heads=shape.heads, key_factor=factor, value_factor=factor),
         recurrent=RecurrentConfig(
