@@ -19,6 +19,9 @@ _older = [int(part) for part in version("jaxlib").split(".")[:2]] < [0, 11]
 if _older and "xla_cpu_use_fusion_emitters" not in _flags:
     # Three times less to compile than with the emitters that a newer jaxlib always has.
     _flags += " --xla_cpu_use_fusion_emitters=false"
+if "xla_cpu_parallel_codegen_split_count" not in _flags:
+    # The workers of a test run keep every core busy without parts of a program.
+    _flags += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = _flags.strip()
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # A folder of programs for this session alone, which its processes inherit.

@@ -225,9 +225,8 @@ def _apply(stage: Partial, x_BTD: jax.Array) -> jax.Array:
 def _pull(stage: Partial, x_BTD: jax.Array, g_PBTD: jax.Array) -> jax.Array:
     """Returns the cotangents of a stage's input for those of its output.
 
-    One after the other: beside each other (vmap) they share x_BTD by broadcasting, and
-    XLA's CPU programs of jaxlib 0.10.2 are wrong where such a product is summed over
-    more than 2000 rows, as it is in a norm.
+    One after the other: beside each other they would want the memory of P backward
+    passes.
     """
     _, pull = jax.vjp(stage, x_BTD)
     return jax.lax.map(lambda g_BTD: pull(g_BTD)[0], g_PBTD)
