@@ -45,6 +45,7 @@ class GlobalMixer(Protocol):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: Any,
     ) -> tuple[jax.Array, Any]: ...
 
@@ -102,17 +103,19 @@ class ParallelBlock(nnx.Module):
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
         state: MixerState | None,
+        depth: float | jax.Array = 0.0,
     ) -> tuple[jax.Array, MixerState | None]:
         """Returns y_BTD and the state after the last token (None in, None out).
 
-        A mixer without positions or a window is called with both all the same.
+        `depth` is 0 in a model's first layer and 1 in its last. A mixer without
+        positions, a window or a use for its depth is called with all the same.
         """
         options = {"positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
         branches = self.branches(x_BTD)
         local, mixer = (None, None) if state is None else state
         mixed, local = self._mix_locally(branches, state=local, **options)
         y_BTM, mixer = self.global_mixer(
-            branches | mixed, x_BTD, window=window, state=mixer, **options
+            branches | mixed, x_BTD, window=window, depth=depth, state=mixer, **options
         )
         return self.out(y_BTM), None if state is None else MixerState(local, mixer)
 

@@ -40,14 +40,19 @@ class Block(nnx.Module):
         window: int | jax.Array,
         segment_ids_BT: jax.Array | None,
         state: Any,
+        depth: float | jax.Array = 0.0,
     ) -> tuple[jax.Array, Any]:
-        """Returns x_BTD after the layer, and the mixer's state (None in, None out)."""
+        """Returns x_BTD after the layer, and the mixer's state (None in, None out).
+
+        `depth` is 0 in a model's first layer and 1 in its last.
+        """
         y_BTD, state = self.mixer_branch(
             x_BTD,
             positions_BT=positions_BT,
             window=window,
             segment_ids_BT=segment_ids_BT,
             state=state,
+            depth=depth,
         )
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.feed_forward_branch(x_BTD), state

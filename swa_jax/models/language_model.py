@@ -18,7 +18,7 @@ from swa_jax.layers.soft_cap import soft_cap
 from swa_jax.models.block import block
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.mixers import initial_mixer_state
-from swa_jax.models.periods import apart, rematerialised, through_periods
+from swa_jax.models.periods import apart, depths, rematerialised, through_periods
 from swa_jax.models.statistics import layer_statistics
 
 Params = dict[str, Any]
@@ -282,23 +282,24 @@ def _through_layers(
     """
     _, layers = _parts(config)
 
-    def period(x_BTD, params_and_states):
-        params, states = params_and_states
+    def period(x_BTD, inputs):
+        params, states, depths_L = inputs
         if params.keys() != layers.keys():
             raise ValueError(
                 f"parameters do not fit the model: a period has the layers "
                 f"{sorted(layers)}, got {sorted(params)}"
             )
         new_states = {}
-        for name, layer in layers.items():
+        for (name, layer), depth in zip(layers.items(), depths_L, strict=True):
             state = None if states is None else states[name]
             x_BTD, new_states[name] = layer.bind(params[name])(
-                x_BTD, state=state, **options
+                x_BTD, state=state, depth=depth, **options
             )
         return placed(x_BTD, "BTD"), new_states
 
     body = rematerialised(period, config.remat)
-    return through_periods(body, x_BTD, params, layer_states, periods=config.periods)
+    depths_PL = depths(config.periods, len(layers))
+    return through_periods(body, x_BTD, params, layer_states, depths_PL)
 
 
 def _init_state(

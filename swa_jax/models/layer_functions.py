@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from swa_jax.models.block import block
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.language_model import Params, layer_names, outside_parts
+from swa_jax.models.periods import depths
 from swa_jax.models.statistics import kind_of_layer
 
 
@@ -53,19 +54,21 @@ def layer_functions(
             f"the model has {config.periods}"
         )
     window = jnp.asarray(window, jnp.int32)
+    depths_PL = depths(config.periods, len(config.pattern))
     found = []
     for period in range(config.periods):
-        for name, kind in zip(layer_names(config), config.pattern, strict=True):
+        kinds = zip(layer_names(config), config.pattern, depths_PL[period], strict=True)
+        for name, kind, depth in kinds:
             of_layer = jax.tree.map(lambda x, i=period: x[i], params["periods"][name])
             block(config, kind).bind(of_layer)  # who does not fit is told at once
-            # The depth decides the initial weights alone: no reason to compile again.
+            # Of the number of periods nothing but the initial weights depends.
             mixer, feed_forward = _branches(
                 dataclasses.replace(config, periods=1), kind
             )
             found.append(
                 LayerFunctions(
                     f"{len(found)}_{kind_of_layer(name)}",
-                    Partial(mixer, of_layer, window, segment_ids),
+                    Partial(mixer, of_layer, window, segment_ids, depth),
                     Partial(feed_forward, of_layer),
                 )
             )
@@ -101,6 +104,7 @@ def _branches(config: ModelConfig, kind: str) -> tuple[Callable[..., jax.Array],
         params: Params,
         window: jax.Array,
         segment_ids_BT: jax.Array | None,
+        depth: jax.Array,
         x_BTD: jax.Array,
     ) -> jax.Array:
         return layer.bind(params).mixer_branch(
@@ -108,6 +112,7 @@ def _branches(config: ModelConfig, kind: str) -> tuple[Callable[..., jax.Array],
             positions_BT=jnp.arange(x_BTD.shape[1], dtype=jnp.int32)[None],
             window=window,
             segment_ids_BT=segment_ids_BT,
+            depth=depth,
             state=None,
         )[0]
 

@@ -4,10 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from swa_jax.models.config import RematPolicy
 
-Body = Callable[[jax.Array, tuple[Any, Any]], tuple[jax.Array, Any]]
+Body = Callable[[jax.Array, tuple[Any, Any, jax.Array]], tuple[jax.Array, Any]]
+
+
+def depths(periods: int, layers: int, /) -> jax.Array:
+    """Returns the depth of every layer of every period, of shape (periods, layers): 0
+    in the first of all, 1 in the last."""
+    depths = jnp.linspace(0.0, 1.0, periods * layers, dtype=jnp.float32)
+    return depths.reshape(periods, layers)
 
 
 def apart(tree: Any, periods: int, /) -> tuple[Any, ...]:
@@ -21,10 +29,10 @@ def apart(tree: Any, periods: int, /) -> tuple[Any, ...]:
 
 
 def through_periods(
-    body: Body, x_BTD: jax.Array, params: Any, states: Any, /, *, periods: int
+    body: Body, x_BTD: jax.Array, params: Any, states: Any, depths: jax.Array, /
 ) -> tuple[jax.Array, Any]:
-    """Returns x_BTD after `body(x_BTD, (params, states))` of each period, and their new
-    states, laid out as the old ones.
+    """Returns x_BTD after `body(x_BTD, (params, states, depths))` of each period, and
+    their new states, laid out as the old ones.
 
     Stacked parameters are scanned: the body is compiled once. Of a tuple of periods
     each is compiled by itself, and no state is cut out of a larger array. Raises
@@ -36,11 +44,11 @@ def through_periods(
             "stacked, or both apart, as Model.for_decoding returns them."
         )
     if not isinstance(params, tuple):
-        return jax.lax.scan(body, x_BTD, (params, states), length=periods)
+        return jax.lax.scan(body, x_BTD, (params, states, depths))
     after = []
     for index, params_of_period in enumerate(params):
         before = None if states is None else states[index]
-        x_BTD, state = body(x_BTD, (params_of_period, before))
+        x_BTD, state = body(x_BTD, (params_of_period, before, depths[index]))
         after.append(state)
     return x_BTD, tuple(after)
 

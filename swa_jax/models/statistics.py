@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from swa_jax.layers.functional import Functional
+from swa_jax.models.periods import depths
 
 REDUCTIONS = {"mean": jnp.mean, "min": jnp.min, "max": jnp.max}
 
@@ -19,15 +20,17 @@ def layer_statistics(
     all the layers of the kind: _mean, _min or _max.
     """
 
-    def period(x_BTD, params):
+    def period(x_BTD, inputs):
+        params, depths_L = inputs
         found = {}
-        for name, layer in layers.items():
+        for (name, layer), depth in zip(layers.items(), depths_L, strict=True):
             module = layer.bind(params[name])
             found[name] = module.statistics(x_BTD, **options)
-            x_BTD, _ = module(x_BTD, state=None, **options)
+            x_BTD, _ = module(x_BTD, state=None, depth=depth, **options)
         return x_BTD, found
 
-    _, by_layer = jax.lax.scan(period, x_BTD, params)
+    periods = len(jax.tree.leaves(params)[0])
+    _, by_layer = jax.lax.scan(period, x_BTD, (params, depths(periods, len(layers))))
     values: dict[str, list[jax.Array]] = {}
     for layer, numbers in by_layer.items():
         for name, value_of_periods in numbers.items():

@@ -1,5 +1,7 @@
 """The recurrent layers against their papers' recurrences, in numpy and float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,8 +108,8 @@ def retnet(x, p, b):
     return head_norm(h, p["head_norm"]["scale"]) * silu(b["gate"])
 
 
-def lightning(x, p, b):
-    slopes = 2.0 ** (-8 * np.arange(1, N + 1) / N)
+def lightning(x, p, b, steepness=1.0):
+    slopes = steepness * 2.0 ** (-8 * np.arange(1, N + 1) / N)
     q, k, v = (heads(silu(b[name])) for name in ("query", "key", "value"))
     h = plain(q, k, v, np.broadcast_to(np.exp(-slopes), (B, T, N)))
     return rms_norm(h.reshape(B, T, -1), p["out_norm"]["scale"]) * sigmoid(b["gate"])
@@ -164,6 +166,19 @@ BY_HAND |= {f.__name__: f for f in (gated_deltanet, rwkv7)}
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_values(name):
+    assert_values(name, BY_HAND[name])
+
+
+@pytest.mark.parametrize(
+    ("depth", "steepness"), [(0.0, 1.0), (0.25, 0.75), (1.0, 1e-5)]
+)
+def test_lightning_remembers_longer_the_deeper_it_stands(depth, steepness):
+    by_hand = partial(lightning, steepness=steepness)
+    assert_values("lightning", by_hand, depth=depth)
+
+
+def assert_values(name, by_hand, **options):
+    """Returns nothing; asserts that a block's values are those of the recurrence."""
     layer = functional(
         lambda rngs: ParallelBlock(
             D, MIXERS[name](rngs), None, layers=1, dtype="float32", rngs=rngs
@@ -186,13 +201,14 @@ def test_values(name):
             window=None,
             segment_ids_BT=None,
             state=None,
+            **options,
         )
 
     y_BTD, state = run(params, jnp.asarray(x_BTD, jnp.float32))
     assert state is None
     wide = jax.tree.map(lambda leaf: np.float64(leaf), params)
     branches = {n: x_BTD @ p["kernel"] for n, p in wide["branches"].items()}
-    expected = BY_HAND[name](x_BTD, wide["global_mixer"], branches)
+    expected = by_hand(x_BTD, wide["global_mixer"], branches)
     expected = expected @ wide["out"]["kernel"]
     scale = np.max(np.abs(expected))
     np.testing.assert_allclose(y_BTD, expected, rtol=0, atol=2e-5 * scale)

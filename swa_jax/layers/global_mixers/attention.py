@@ -57,12 +57,14 @@ class WindowAttention(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: WindowCache | None,
     ) -> tuple[jax.Array, WindowCache | None]:
         """Returns y_BTM and the cache after the last token.
 
         Cached keys are already rotated. A window of None reads all that there is.
         """
+        del depth
         q_BTNH, k_BTKH = self._queries_and_keys(branches, positions_BT)
         out_BTNH, state = attend(
             q_BTNH,

@@ -63,10 +63,11 @@ class GatedDeltaNet(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del positions_BT, window
+        del positions_BT, window, depth
         log_decay_BTN, write_BTN = self._gates(x_BTD)
         h_BTNP, new_state = gated_delta_rule(
             unit_length(heads_of(branches["query"], self.heads)),

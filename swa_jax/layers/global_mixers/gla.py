@@ -56,10 +56,11 @@ class GatedLinearAttention(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del positions_BT, window
+        del positions_BT, window, depth
         h_BTNP, new_state = gated_linear_attention(
             heads_of(branches["query"], self.heads),
             heads_of(branches["key"], self.heads),

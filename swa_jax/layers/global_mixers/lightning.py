@@ -12,13 +12,15 @@ from pallas_kernels.sharded import linear_attention
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.normalization import RMSNorm
 
+LEAST = 1e-5  # of a head's slope, in the last layer, as in the published models
+
 
 class Lightning(nnx.Module):
     """y = norm(h) sigmoid(gate), h_t = S_t^T q_t,
-    S_t = exp(-2^(-8 (n+1) / N)) S_{t-1} + k_t v_t^T in head n; SiLU on q, k and v.
+    S_t = exp(-s 2^(-8 (n+1) / N)) S_{t-1} + k_t v_t^T in head n; SiLU on q, k and v.
 
-    The same slopes in every layer: the paper's grow smaller with the layer's number,
-    which layers that are scanned do not know.
+    s = max(1 - depth, 1e-5): the deeper a layer, the longer it remembers.
+
     Source: MiniMax 2025, arXiv:2501.08313, section 2.2; Qin et al. 2024,
     arXiv:2401.04658.
     """
@@ -51,12 +53,14 @@ class Lightning(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
         del positions_BT, window
         slopes_N = 2.0 ** (-8.0 * np.arange(1, self.heads + 1) / self.heads)
-        log_decay_11N = -jnp.asarray(slopes_N, jnp.float32)[None, None]
+        steepness = jnp.maximum(1 - jnp.asarray(depth, jnp.float32), LEAST)
+        log_decay_11N = -steepness * jnp.asarray(slopes_N, jnp.float32)[None, None]
         h_BTNP, new_state = linear_attention(
             heads_of(branches["query"], self.heads),
             heads_of(branches["key"], self.heads),

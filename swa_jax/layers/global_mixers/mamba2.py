@@ -69,10 +69,11 @@ class Mamba2(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del positions_BT, window
+        del positions_BT, window, depth
         v_BTNP = heads_of(branches["value"], self.heads)
         step_BTN = self.step(x_BTD)
         h_BTNP, new_state = linear_attention(

@@ -65,10 +65,11 @@ class MLSTM(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: MLSTMState | None,
     ) -> tuple[jax.Array, MLSTMState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del positions_BT, window
+        del positions_BT, window, depth
         h_BTNP, new_state = mlstm(
             heads_of(branches["query"], self.heads),
             heads_of(branches["key"], self.heads),

@@ -50,10 +50,11 @@ class RetNet(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del window
+        del window, depth
         q_BTNH = heads_of(branches["query"], self.heads)
         k_BTNH = heads_of(branches["key"], self.heads)
         log_decay_N = np.log1p(-(2.0 ** (-5.0 - np.arange(self.heads))))

@@ -88,10 +88,11 @@ class RWKV7(nnx.Module):
         positions_BT: jax.Array,
         window: int | jax.Array | None,
         segment_ids_BT: jax.Array | None,
+        depth: float | jax.Array,
         state: LinearAttentionState | None,
     ) -> tuple[jax.Array, LinearAttentionState | None]:
         """Returns y_BTM in float32 and the memory after the last token."""
-        del positions_BT, window
+        del positions_BT, window, depth
         dtype = branches["key"].dtype
         key_BTM = branches["key"].astype(jnp.float32)
         rate_BTM = jax.nn.sigmoid(self.rate(x_BTD))
