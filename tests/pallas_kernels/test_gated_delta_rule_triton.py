@@ -12,35 +12,30 @@ from pallas_kernels import backend
 from pallas_kernels.gated_delta_rule import FEW_TOKENS, gated_delta_rule
 from pallas_kernels.gated_delta_rule.triton import gated_delta_rule_triton
 from pallas_kernels.inspect.triton_ir import kernel_calls
-from tests.pallas_kernels.test_gated_delta_rule import (
-    TOKENS,
-    arrays,
-    check_against_reference,
-    segments,
-)
+from tests.pallas_kernels.recurrences import GATED_DELTA_RULE as RULE
 from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.slow  # as a whole
 
 
 def test_odd_widths_and_groups_in_float32_are_exact():
-    a = arrays(0, B=1, T=33, K=1, G=3, H=24, P=40)
-    check_against_reference(a, "triton", "float32", ids=segments(0, a))
+    a = RULE.arrays(0, B=1, T=33, K=1, G=3, H=24, P=40)
+    RULE.check(a, "triton", "float32", ids=RULE.segments(0, a))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_odd_widths_in_narrow_dtypes_are_near(dtype):
-    a = arrays(1, B=1, T=130, K=1, G=2, H=24, P=72)
-    check_against_reference(a, "triton", dtype, ids=segments(1, a))
+    a = RULE.arrays(1, B=1, T=130, K=1, G=2, H=24, P=72)
+    RULE.check(a, "triton", dtype, ids=RULE.segments(1, a))
 
 
 def tokens_of(a, dtype="float32"):
     """Returns the arguments of `gated_delta_rule`."""
-    return [jnp.asarray(a[name], dtype) for name in TOKENS]
+    return [jnp.asarray(a[name], dtype) for name in RULE.tokens]
 
 
 def test_a_memory_that_is_empty_is_not_read():
-    tokens, s = tokens_of(arrays(2, T=20)), jnp.full((2, 2, 8, 5), np.nan)
+    tokens, s = tokens_of(RULE.arrays(2, T=20)), jnp.full((2, 2, 8, 5), np.nan)
     arguments: Any = (*tokens, None, s)
     with backend.interpreted():
         found = gated_delta_rule_triton(*arguments, scale=1.0, precise=True, empty=True)
@@ -50,7 +45,7 @@ def test_a_memory_that_is_empty_is_not_read():
 
 @pytest.mark.parametrize("tokens", [FEW_TOKENS, FEW_TOKENS + 1])
 def test_few_tokens_take_the_plain_form(tokens):
-    a = tokens_of(arrays(3, T=tokens))
+    a = tokens_of(RULE.arrays(3, T=tokens))
     with backend.compiling_for("gpu"):
         jaxpr = jax.make_jaxpr(gated_delta_rule)(*a).jaxpr
     assert bool(list(kernel_calls(jaxpr))) == (tokens > FEW_TOKENS)
@@ -67,7 +62,7 @@ def test_few_tokens_take_the_plain_form(tokens):
 )
 def test_what_is_not_served_is_refused_by_name(dtype, widths, message):
     with jax.enable_x64(True):
-        a = tokens_of(arrays(4, B=1, T=20, K=1, H=widths[0], P=widths[1]), dtype)
+        a = tokens_of(RULE.arrays(4, B=1, T=20, K=1, H=widths[0], P=widths[1]), dtype)
         with (
             backend.interpreted(),
             pytest.raises(NotImplementedError, match=message),
@@ -76,7 +71,7 @@ def test_what_is_not_served_is_refused_by_name(dtype, widths, message):
 
 
 def test_without_a_gpu_another_form_runs():
-    a = tokens_of(arrays(5, T=20))
+    a = tokens_of(RULE.arrays(5, T=20))
     with pytest.raises(NotImplementedError, match="GPU"):
         gated_delta_rule(*a, implementation="triton")
     assert gated_delta_rule(*a)[0].shape == (2, 20, 2, 5)

@@ -1,217 +1,27 @@
-"""Linear attention: every implementation against the float64 recurrence, and the
-recurrence against the published forms of its families."""
+"""Linear attention: its gates, and the recurrence against the published forms of its
+families; what holds of every recurrence is in test_recurrences.py."""
 
-import contextlib
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import backend
-from pallas_kernels.linear_attention import (
-    LinearAttentionState,
-    initial_state,
-    linear_attention,
-)
+from pallas_kernels.linear_attention import initial_state, linear_attention
 from pallas_kernels.mlstm import mlstm
-from tests.pallas_kernels.lengths import LENGTHS
+from tests.pallas_kernels.recurrences import LINEAR_ATTENTION as LINEAR
 from tests.tolerances import assert_near
 
-IMPLEMENTATIONS = ["triton", "chunked", "reference"]
-FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
-FAST = [form for form, _ in FORMS]
-TOKENS = ("q", "k", "v", "decay")
-
-
-def arrays(seed, *, B=2, T=65, K=2, G=1, H=8, P=5):
-    """Returns q, k, v, the logarithms of the gates and a state s, in float64."""
-    rng = np.random.default_rng(seed)
-    heads = (B, T, K * G)
-    return {
-        "q": rng.normal(size=(B, T, K, H)),
-        "k": rng.normal(size=(B, T, K, H)),
-        "v": rng.normal(size=(*heads, P)),
-        "decay": -rng.exponential(size=heads) * rng.choice([0.01, 0.3, 3.0], heads),
-        "write": rng.normal(size=heads),
-        "s": rng.normal(size=(B, K * G, H, P)),
-    }
-
-
-def segments(seed, a, /, *, count=4):
-    """Returns sorted segment ids for the tokens of `a`."""
-    shape = a["q"].shape[:2]
-    ids = np.random.default_rng(seed).integers(0, count, size=shape)
-    return np.sort(ids, axis=1).astype(np.int32)
-
-
-def run(a, *, ids=None, state: Any = None, implementation=None, **options) -> Any:
-    """Returns (out, last state) of the dict of arrays; Triton kernels are interpreted.
-
-    Without "write" every token is written in full, without "s" or a state the memory
-    is empty.
-    """
-    if "s" in a:
-        state = LinearAttentionState(a["s"], np.zeros(a["s"].shape[0], np.int32))
-    named = implementation == "triton"
-    with backend.interpreted() if named else contextlib.nullcontext():
-        return linear_attention(
-            *(a[name] for name in TOKENS),
-            log_write=a.get("write"),
-            state=state,
-            segment_ids=ids,
-            implementation=implementation,
-            **options,
-        )
-
-
-jitted = partial(jax.jit, static_argnames=("scale", "implementation", "precision"))
-run_jitted = jitted(run)
-
-
-@jitted
-def value_and_gradients(a, /, *, ids=None, **options):
-    """Returns out, the memory and the gradients of a random projection of both."""
-
-    def loss(a):
-        out, state = run(a, ids=ids, **options)
-        parts = (out, state.s_BNHP)
-        rng = np.random.default_rng(9)
-        wide = (p.astype(jnp.result_type(float)) for p in parts)
-        return sum(jnp.sum(p * rng.normal(size=p.shape)) for p in wide), parts
-
-    (_, parts), gradients = jax.value_and_grad(loss, has_aux=True)(a)
-    return parts, gradients
-
-
-def check_against_reference(a, implementation, dtype, /, **options):
-    """Returns nothing; the implementation in `dtype` equals the float64 reference."""
-    with jax.enable_x64(True):
-        narrow = {n: jnp.asarray(x, dtype) for n, x in a.items()}
-        if dtype != "float64":
-            wide = {n: jnp.asarray(x, "float32") for n, x in a.items()}
-            narrow |= {n: wide[n] for n in ("decay", "write", "s") if n in a}
-        exact = {n: x.astype("float64") for n, x in narrow.items()}
-        wanted = value_and_gradients(exact, implementation="reference", **options)
-        options |= {"implementation": implementation, "precision": "highest"}
-        assert_near(value_and_gradients(narrow, **options), wanted, dtype=dtype)
-
-
-@pytest.mark.parametrize("T", LENGTHS)
-@pytest.mark.parametrize(("implementation", "dtype"), FORMS)
-def test_values_and_gradients_are_exact(T, implementation, dtype):
-    a = arrays(T, T=T, K=2, G=2)
-    ids = segments(T, a)
-    check_against_reference(a, implementation, dtype, ids=ids, scale=0.7)
-
-
-@settings(max_examples=4)
-@given(
-    seed=st.integers(0, 2**16),
-    T=st.integers(1, 200),
-    heads=st.sampled_from([(1, 1), (1, 4), (3, 2)]),
-    widths=st.sampled_from([(1, 1), (4, 7), (8, 3)]),
-    count=st.sampled_from([0, 1, 5]),
-    absent=st.sampled_from([(), ("write",), ("s",), ("write", "s")]),
-)
-@pytest.mark.parametrize(("implementation", "dtype"), FORMS)
-def test_any_shape_is_exact(
-    implementation, dtype, seed, T, heads, widths, count, absent
-):
-    K, G, H, P = *heads, *widths
-    a = arrays(seed, B=1, T=T, K=K, G=G, H=H, P=P)
-    ids = segments(seed, a, count=count) if count else None
-    a = {n: x for n, x in a.items() if n not in absent}
-    check_against_reference(a, implementation, dtype, ids=ids)
-
-
-@pytest.mark.parametrize("implementation", FAST)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_narrow_dtypes_are_near(implementation, dtype):
-    a = arrays(0, T=200, G=2, H=16, P=16)
-    check_against_reference(a, implementation, dtype, ids=segments(0, a))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_the_jacobian_is_causal_and_keeps_to_its_heads(implementation):
-    a = arrays(1, B=1, T=70, K=2, G=2, H=2, P=1)
-    a["decay"] = a["decay"] / 100  # so that no weight underflows
-
-    def read(keys):
-        return run({**a, "k": keys}, implementation=implementation)[0][0, :, :, 0]
-
-    jacobian_TNSK = np.asarray(jax.jit(jax.jacrev(read))(a["k"]))[:, :, 0]
-    reads_TNSK = np.any(jacobian_TNSK != 0, axis=-1)
-    causal_TS = np.tril(np.ones((70, 70), bool))
-    own_NK = np.repeat(np.eye(2, dtype=bool), 2, axis=0)
-    wanted = causal_TS[:, None, :, None] & own_NK[None, :, None]
-    np.testing.assert_array_equal(reads_TNSK, wanted)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_boundary_lets_nothing_through(implementation):
-    a = arrays(2, B=1, T=70, K=1, G=2, H=2, P=2)
-    ids = np.repeat(np.int32([0, 1, 2]), [30, 5, 35])[None]
-
-    def outputs(inputs):
-        out, state = run({**a, **inputs}, ids=ids, implementation=implementation)
-        return out[0, 30:], state.s_BNHP
-
-    inputs = {n: jnp.asarray(a[n]) for n in ("k", "v", "decay", "write", "s")}
-    to_out, to_state = jax.jit(jax.jacrev(outputs))(inputs)
-    np.testing.assert_array_equal(np.asarray(to_out.pop("s")), 0.0)
-    np.testing.assert_array_equal(np.asarray(to_state.pop("s")), 0.0)
-    for name in to_out:  # the axes of the output, then B, then T
-        out = np.moveaxis(np.asarray(to_out[name]), 4, 0)
-        state = np.moveaxis(np.asarray(to_state[name]), 5, 0)
-        np.testing.assert_array_equal(out[:30], 0.0)
-        np.testing.assert_array_equal(state[:35], 0.0)
-        assert np.all(np.any(state[36:], axis=tuple(range(1, state.ndim))))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_packed_document_equals_the_document_alone(implementation):
-    a = arrays(3, T=150, G=2)
-    del a["s"]
-    lengths = [20, 77, 53]
-    ids = np.repeat(np.arange(3, dtype=np.int32), lengths)[None].repeat(2, 0)
-    packed, last = run_jitted(a, ids=ids, implementation=implementation)
-    for start, length in zip(np.cumsum([0, *lengths[:-1]]), lengths, strict=True):
-        part = {n: x[:, start : start + length] for n, x in a.items()}
-        alone, state = run_jitted(part, implementation=implementation)
-        assert_near(packed[:, start : start + length], alone, dtype="float32")
-    assert_near(last.s_BNHP, state.s_BNHP, dtype="float32")
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("cuts", [(1,), (64,), (3, 4, 130)])
-def test_pieces_with_the_state_equal_one_piece(implementation, cuts):
-    a = arrays(4, T=150, G=2)
-    del a["s"]
-    ids = segments(4, a)
-    whole, last = run_jitted(a, ids=ids, implementation=implementation)
-    state: Any = None
-    pieces = []
-    for start, stop in zip((0, *cuts), (*cuts, 150), strict=True):
-        part = {n: x[:, start:stop] for n, x in a.items()}
-        options = {"ids": ids[:, start:stop], "implementation": implementation}
-        piece, state = run_jitted(part, state=state, **options)
-        pieces.append(piece)
-    assert_near(jnp.concatenate(pieces, axis=1), whole, dtype="float32")
-    assert_near(state.s_BNHP, last.s_BNHP, dtype="float32")
-    np.testing.assert_array_equal(state.segment_id_B, last.segment_id_B)
+IMPLEMENTATIONS, FORMS = LINEAR.implementations, LINEAR.forms
+arrays, run_jitted = LINEAR.arrays, LINEAR.jitted
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), FORMS)
 def test_a_memory_that_never_forgets_is_exact(implementation, dtype):
     a = arrays(5, T=150)
     a["decay"] = np.zeros_like(a["decay"])
-    check_against_reference(a, implementation, dtype)
+    LINEAR.check(a, implementation, dtype)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -222,7 +32,7 @@ def test_strong_decays_are_exact(implementation, kept):
     strong = np.random.default_rng(6).random(a["decay"].shape) >= kept
     a["decay"] = np.where(strong, -1e3, a["decay"])
     a["write"] = np.where(a["write"] < -1, -1e3, a["write"])
-    check_against_reference(a, implementation, "float32")
+    LINEAR.check(a, implementation, "float32")
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -230,42 +40,9 @@ def test_no_write_gate_is_a_write_of_one(implementation):
     a = arrays(7, T=70)
     zeros = {**a, "write": np.zeros_like(a["write"])}
     del a["write"]
-    found = run(a, implementation=implementation)
-    wanted = run(zeros, implementation=implementation)
+    found = LINEAR.run(a, implementation=implementation)
+    wanted = LINEAR.run(zeros, implementation=implementation)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-def test_the_initial_state_is_empty():
-    a = {n: np.float32(x) for n, x in arrays(8, T=9, G=2).items()}
-    del a["s"]
-    state = initial_state(batch=2, heads=4, key_width=8, value_width=5)
-    tokens = [a[name] for name in TOKENS]
-    found = linear_attention(*tokens, log_write=a["write"], state=state)
-    jax.tree.map(np.testing.assert_array_equal, found, run(a))
-
-
-@pytest.mark.parametrize("implementation", FAST)
-def test_batch_and_heads_shard(implementation):
-    a = {n: jnp.asarray(x, "float32") for n, x in arrays(9, T=40, G=2).items()}
-    ids = segments(9, a)
-    del a["s"]
-
-    def loss(a, ids):
-        out, state = run(a, ids=ids, implementation=implementation)
-        return (jnp.sum(out**2) + jnp.sum(state.s_BNHP**2)).reshape(1, 1)
-
-    axes = ("data", "tensor")
-    mesh = jax.make_mesh((2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    sharded = jax.shard_map(
-        loss,
-        mesh=mesh,
-        in_specs=(dict.fromkeys(a, P("data", None, "tensor")), P("data")),
-        out_specs=P(*axes),
-        check_vma=implementation != "triton",  # which interpreting does not track
-    )
-    found = jax.jit(jax.grad(lambda a: jnp.sum(sharded(a, ids))))(a)
-    wanted = jax.jit(jax.grad(lambda a: loss(a, ids)[0, 0]))(a)
-    assert_near(found, wanted, dtype="float32")
 
 
 def in_float64(a, /, **options):
@@ -365,7 +142,7 @@ def test_a_broken_contract_is_named(change, message):
         "decay": np.zeros((2, 8, 4), np.float32),
         **change,
     }
-    tokens = [given.pop(name) for name in TOKENS]
+    tokens = [given.pop(name) for name in LINEAR.tokens]
     with pytest.raises(ValueError, match=message):
         linear_attention(*tokens, **given)
 

@@ -1,22 +1,20 @@
-"""The kernels of the matrix memory, interpreted, under vmap, scan and shard_map."""
+"""The kernels of the matrix memory, interpreted, under vmap and scan; those of linear
+attention over a mesh are in test_recurrences.py."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from pallas_kernels import backend
 from pallas_kernels.matrix_memory.division import joined
-from pallas_kernels.matrix_memory.memory import Memory, Writes
+from pallas_kernels.matrix_memory.memory import Writes
 from pallas_kernels.matrix_memory.reference import matrix_memory_reference
 from pallas_kernels.matrix_memory.shipped import WRITTEN
 from pallas_kernels.matrix_memory.triton import matrix_memory_triton
 from tests.pallas_kernels.test_matrix_memory_triton import (
     EXP,
-    LINEAR,
     arrays,
     split,
     tiles_of,
@@ -74,33 +72,4 @@ def test_what_examples_share_gets_its_gradient_once(T):
     with backend.interpreted():
         found = gradients(shared, q, matrix_memory_triton)
     wanted = gradients(shared, q, matrix_memory_reference)
-    assert_near(found, wanted, dtype="float32")
-
-
-@pytest.mark.slow
-def test_batch_and_heads_shard():
-    floats, resets_BT = split(arrays(6, T=20, form=LINEAR))
-    rules = LINEAR.rules(16)
-
-    def loss(floats, resets_BT):
-        q, k, v, log_i, log_f, memory = floats
-        with backend.interpreted():
-            writes = Writes(log_i, log_f, resets_BT)
-            h, last = matrix_memory_triton(q, k, v, writes, memory, rules=rules)
-        return (jnp.sum(joined(h) ** 2) + jnp.sum(last.c_BNHP)).reshape(1, 1)
-
-    wanted = jax.jit(jax.grad(lambda f: loss(f, resets_BT)[0, 0]))(floats)
-    devices = np.asarray(jax.devices()[:4]).reshape(2, 2)
-    heads = PartitionSpec("data", None, "tensor")
-    sharded = jax.shard_map(
-        loss,
-        mesh=jax.sharding.Mesh(devices, ("data", "tensor")),
-        in_specs=(
-            (*(heads,) * 5, Memory(PartitionSpec("data", "tensor"), None, None)),
-            PartitionSpec("data"),
-        ),
-        out_specs=PartitionSpec("data", "tensor"),
-        check_vma=False,  # which interpreting does not track
-    )
-    found = jax.jit(jax.grad(lambda f: jnp.sum(sharded(f, resets_BT))))(floats)
     assert_near(found, wanted, dtype="float32")
