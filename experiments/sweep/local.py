@@ -65,6 +65,7 @@ class _Pool:
         self.ended: queue.Queue[Attempt | BaseException] = queue.Queue()
         self.processes: dict[int, subprocess.Popen] = {}
         self._stopping = False
+        self._cores = [cores_of(slot, workers) for slot in range(workers)]
         environments = [_environment(slot, gpus) for slot in range(workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, environment), daemon=True)
@@ -117,7 +118,7 @@ class _Pool:
         self.folder.begin_attempt(name, log=log, job=None)
         process = self.processes.get(slot)
         if process is None:
-            process = self.processes[slot] = _start(environment)
+            process = self.processes[slot] = _start(environment, self._cores[slot])
             if self._stopping:
                 process.terminate()
         line = request(self.folder.sweep.run, self.folder.sweep.cells[name], cell, log)
@@ -151,8 +152,24 @@ def _parts(names: Sequence[str], count: int) -> list[deque[str]]:
     return [deque(names[a:b]) for a, b in itertools.pairwise(edges)]
 
 
-def _start(environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(
+def cores_of(slot: int, workers: int) -> list[int]:
+    """The cores of one of several workers, none of another's; empty: all there are.
+
+    Workers that share their cores have more threads than cores, which wait for each
+    other. With more workers than cores, and where the system has no such thing, all
+    share all.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 < workers <= len(cores):
+        return []
+    first, last = (len(cores) * part // workers for part in (slot, slot + 1))
+    return cores[first:last]
+
+
+def _start(environment: dict[str, str], cores: list[int]) -> subprocess.Popen:
+    process = subprocess.Popen(
         [sys.executable, "-u", "-m", "experiments.sweep.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -160,6 +177,10 @@ def _start(environment: dict[str, str]) -> subprocess.Popen:
         # A terminal's Ctrl-C is for the command alone, which then stops its workers.
         start_new_session=True,
     )
+    if cores:  # before it has made a thread
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def _environment(slot: int, gpus: int) -> dict[str, str]:

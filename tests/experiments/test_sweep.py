@@ -14,7 +14,7 @@ import pytest
 
 from experiments.sweep.folder import SweepFolder, last_lines, sweep_folder
 from experiments.sweep.grid import Sweep, cell_name
-from experiments.sweep.local import _environment, _Pool
+from experiments.sweep.local import _environment, _Pool, cores_of
 from experiments.sweep.options import Placement
 from experiments.sweep.run import (
     BAD_INPUT,
@@ -285,6 +285,23 @@ def test_workers_share_the_gpus(monkeypatch):
         _environment(1, 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert _environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_workers_have_cores_of_their_own(tmp_path, monkeypatch):
+    mine = sorted(os.sched_getaffinity(0))
+    wanted = [mine[: len(mine) // 2], mine[len(mine) // 2 :]]
+    if len(mine) == 1:
+        wanted = [mine, mine]
+    taken = {}
+    sweep = Sweep("tiny", cells.cores, {"a": {}, "b": {}})
+    run(tmp_path, sweep, Placement(workers=2), take=taken.__setitem__)
+    found = sorted(finished.result["cores"] for finished in taken.values())
+    assert found == wanted
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {8, 2, 3, 5, 9})
+    assert [cores_of(slot, 2) for slot in range(2)] == [[2, 3], [5, 8, 9]]
+    assert [cores_of(slot, 5) for slot in range(5)] == [[2], [3], [5], [8], [9]]
+    assert cores_of(0, 1) == cores_of(5, 6) == []
 
 
 @pytest.mark.parametrize(
