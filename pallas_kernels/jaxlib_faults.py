@@ -13,8 +13,9 @@ def with_right_reductions(flags: str, jaxlib: str, /) -> str:
     From 0.10.2 on XLA hands many reductions to the library YNNPACK. In 0.10.2 large
     ones of products of unlike shapes are wrong without a word, and some of seven axes
     end the process (jax-ml/jax, issues 39103 and 40412; a crash is reported of 0.11.0
-    too, 39257). XLA's own reductions are right, and no slower. Flags that say
-    themselves what goes to the library stay as they are.
+    too, 39257). XLA's own reductions are right, and cost about the same
+    (experiments/LOG.md, 2026-11-29). Flags that say themselves what goes to the library
+    stay as they are.
     """
     numbers = tuple(int(part) for part in jaxlib.split(".")[:2])
     if numbers >= _FIRST_RIGHT or _FLAG in flags:
