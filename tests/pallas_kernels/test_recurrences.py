@@ -156,19 +156,19 @@ def test_pieces_with_the_state_equal_one_piece(recurrence, implementation, cuts)
     np.testing.assert_array_equal(state.segment_id_B, last.segment_id_B)
 
 
+def as_float32(a, /):
+    """Returns the arrays, as JAX's, in float32."""
+    return {name: jnp.asarray(x, "float32") for name, x in a.items()}
+
+
 @pytest.mark.parametrize("recurrence", RECURRENCES.values(), ids=RECURRENCES)
 def test_the_initial_state_is_empty(recurrence):
-    a = {n: np.float32(x) for n, x in recurrence.draw(5, T=9).items()}
+    a = as_float32(recurrence.draw(5, T=9))
     del a["s"]
     heads = a["v"].shape[2]
     state = initial_state(batch=2, heads=heads, key_width=8, value_width=5)
     found, wanted = recurrence.jitted(a, state=state), recurrence.jitted(a)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-def as_float32(a, /):
-    """Returns the arrays, as JAX's, in float32."""
-    return {name: jnp.asarray(x, "float32") for name, x in a.items()}
 
 
 @every_fast_form
