@@ -69,6 +69,8 @@ def pytest_collection_modifyitems(config, items):
     leaves out what a quick pass does not run."""
     if config.option.quick:
         _leave_out(config, items, kept=_quick(items))
+    # One of these waits for minutes: it goes first, for no worker to be left with it.
+    items.sort(key=lambda item: item.path.name != "test_slurm.py")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and jax.default_backend() != "gpu":
         for item in marked:
