@@ -26,5 +26,7 @@ def with_right_reductions(flags: str, jaxlib: str, /) -> str:
 def avoid_wrong_reductions() -> None:
     """Puts the flags into the environment, where XLA reads them once, when it first
     needs a device: a process that has come so far before keeps its programs."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = with_right_reductions(flags, version("jaxlib"))
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = with_right_reductions(given, version("jaxlib"))
+    if flags != given:
+        os.environ["XLA_FLAGS"] = flags

@@ -55,6 +55,12 @@ def by_hand(tiny, tokens_BT, depths_L):
     return x_BTD
 
 
+def by_layer_inputs(tiny, tokens_BT, depths_L):
+    """Returns the root mean square of what each layer reads."""
+    inputs = (by_hand(tiny, tokens_BT, depths_L[:n]) for n in range(len(depths_L)))
+    return [float(jnp.sqrt(jnp.mean(x_BTD**2))) for x_BTD in inputs]
+
+
 def test_each_layer_has_its_depth(lightning):
     tokens_BT = jnp.asarray(
         np.random.default_rng(0).integers(0, 400, (2, T)), jnp.int32
@@ -86,5 +92,8 @@ def test_each_layer_has_its_depth(lightning):
     )
     for found_BTD in (scanned_BTD, apart(params), hidden_of(by_layers(params))):
         assert_near(found_BTD, wanted_BTD, dtype="float32")
+    of_layers = by_layer_inputs(lightning, tokens_BT, [0, 1 / 3, 2 / 3, 1])
+    found = model.statistics(params, tokens_BT, window=1)["lightning/input_rms_mean"]
+    assert found == pytest.approx(np.mean(of_layers), rel=1e-5)
     alike_BTD = hidden_of(by_hand(lightning, tokens_BT, [0, 0, 0, 0]))
     assert jnp.max(jnp.abs(alike_BTD - wanted_BTD)) > 0.01
