@@ -78,9 +78,8 @@ def chunk_gates(
     derivatives are not taken. None is zero.
     """
     log_i_BNJC, log_f_BNJC = cut(log_i_BNT, chunk), cut(log_f_BNT, chunk)
-    coarse_BNJC = jax.lax.stop_gradient(jnp.round(log_f_BNJC * STEPS) / STEPS)
-    small_BNJC, small_after_BNJC = _sums(log_f_BNJC - coarse_BNJC, runs_B1JC)
-    coarse_BNJC, coarse_after_BNJC = _sums(coarse_BNJC, runs_B1JC)
+    small, coarse = decay_sums(log_f_BNJC, runs_B1JC)
+    (small_BNJC, small_after_BNJC), (coarse_BNJC, coarse_after_BNJC) = small, coarse
     row_BNJC, column_BNJC = small_BNJC, log_i_BNJC - small_BNJC
     decay_BNJC = coarse_BNJC + small_BNJC
     after_BNJC = coarse_after_BNJC + small_after_BNJC
@@ -108,6 +107,30 @@ def chunk_gates(
         keep_BNJ,
         log_i_BNJC if m_BNT is None else log_i_BNJC - m_BNJC,
     )
+
+
+def decay_sums(
+    log_f_BNJC: jax.Array, runs_B1JC: jax.Array | None, /
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns the sums of the small rest of log f, and those of its coarse part: each
+    over the tokens of the run up to and with each token, and behind it."""
+    coarse_BNJC = jax.lax.stop_gradient(jnp.round(log_f_BNJC * STEPS) / STEPS)
+    return _sums(log_f_BNJC - coarse_BNJC, runs_B1JC), _sums(coarse_BNJC, runs_B1JC)
+
+
+def within(gates: Gates, runs_JB1C: jax.Array | None, /) -> jax.Array:
+    """Returns the logarithm of the weight of token s in the output at t, JBNCC, EMPTY
+    where nothing passes."""
+    within_JBNCC = gates.row[..., :, None] + gates.column[..., None, :]
+    within_JBNCC += gates.coarse[..., :, None] - gates.coarse[..., None, :]
+    C, lead = within_JBNCC.shape[-1], (1,) * (within_JBNCC.ndim - 2)
+    within_JBNCC = jnp.where(
+        jnp.eye(C, dtype=bool).reshape(*lead, C, C), gates.own[..., None], within_JBNCC
+    )
+    seen_JBNCC = jnp.tril(jnp.ones((C, C), bool)).reshape(*lead, C, C)
+    if runs_JB1C is not None:
+        seen_JBNCC = seen_JBNCC & (runs_JB1C[..., :, None] == runs_JB1C[..., None, :])
+    return jnp.where(seen_JBNCC, within_JBNCC, EMPTY)
 
 
 def _sums(x_BNJC, runs_B1JC):

@@ -18,6 +18,7 @@ from pallas_kernels.matrix_memory.memory import (
     Rules,
     Writes,
 )
+from pallas_kernels.matrix_memory.running_scale import running_scale
 
 
 class Scaled(NamedTuple):
@@ -79,27 +80,3 @@ def _rescaled(memory, m_BN, *, invert=False):
     n_BNH = None if memory.n_BNH is None else memory.n_BNH * one_BN[..., None]
     c_BNHP = memory.c_BNHP * one_BN[..., None, None]
     return Memory(c_BNHP, n_BNH, m_BN if invert else constant_BN)
-
-
-def running_scale(
-    log_i_BNT: jax.Array,
-    log_f_BNT: jax.Array,
-    resets_BT: jax.Array | None,
-    m_BN: jax.Array,
-    /,
-) -> jax.Array:
-    """Returns m_t = max(log f_t + m_{t-1}, log i_t), of shape BNT, restarted by every
-    reset; at least EMPTY."""
-    if resets_BT is not None:
-        log_f_BNT = jnp.where(resets_BT[:, None], EMPTY, log_f_BNT)
-
-    def joined(left, right):
-        (left_f, left_m), (right_f, right_m) = left, right
-        m = jnp.maximum(jnp.maximum(right_f + left_m, right_m), EMPTY)
-        return jnp.maximum(left_f + right_f, EMPTY), m
-
-    decay_BNT, own_m_BNT = jax.lax.associative_scan(
-        joined, (log_f_BNT, jnp.maximum(log_i_BNT, EMPTY)), axis=-1
-    )
-    m_BN = jnp.maximum(m_BN, EMPTY)
-    return jnp.maximum(decay_BNT + m_BN[..., None], own_m_BNT)
