@@ -16,8 +16,9 @@ ONE_SEGMENT = np.zeros((2, 65), np.int32)  # so that cases share their programs
 arrays, segments, run_jitted = RULE.arrays, RULE.segments, RULE.jitted
 
 
-def test_many_groups_of_chunks_are_exact():
-    a = arrays(15, B=1, T=CHUNK * GROUP + 70, H=4, P=3)
+@pytest.mark.parametrize("B", [1, 2])
+def test_many_groups_of_chunks_are_exact(B):
+    a = arrays(15, B=B, T=CHUNK * GROUP + 70, H=4, P=3)
     ids = segments(15, a, count=6)
     RULE.check(a, "chunked", "float64", ids=ids)
 

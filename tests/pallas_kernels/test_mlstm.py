@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from pallas_kernels import backend
+from pallas_kernels.matrix_memory.chunked import AT_ONCE, CHUNK, GROUP
 from pallas_kernels.mlstm import MLSTMState, initial_state, mlstm
 from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
@@ -106,10 +107,9 @@ def test_values_and_gradients_are_exact(T, norm):
         check_against_reference(a, "float64", norm=norm)
 
 
-def test_many_groups_of_chunks_are_exact():
-    from pallas_kernels.matrix_memory.chunked import CHUNK, GROUP
-
-    a = arrays(0, B=1, T=CHUNK * GROUP + 70, H=4, P=3)
+@pytest.mark.parametrize("B", [1, 2])
+def test_many_groups_of_chunks_are_exact(B):
+    a = arrays(0, B=B, T=CHUNK * GROUP * AT_ONCE + 70, H=4, P=3)
     check_against_reference(a, "float64", ids=segments(0, a, count=6))
 
 
