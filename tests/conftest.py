@@ -60,8 +60,10 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         return
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
-    # Compiling is most of the suite's time, and the arithmetic is the same without it.
+    # Compiling is most of the suite's time, and the arithmetic is the same without it:
+    # here, and in the processes that tests start.
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 
 def pytest_collection_modifyitems(config, items):
