@@ -7,13 +7,14 @@ GLA, Gated DeltaNet, RetNet and, without a local mixer, of the Transformer.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from swa_jax.layers.branches import Branch, Branches, split
+from swa_jax.layers.first_values import FirstValues
 from swa_jax.layers.initialization import residual_std
 from swa_jax.layers.linear import Linear
 
@@ -52,6 +53,15 @@ class GlobalMixer(Protocol):
     def statistics(
         self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
     ) -> dict[str, jax.Array]: ...
+
+
+@runtime_checkable
+class MixesValues(Protocol):
+    """A global mixer that mixes its values with those of a model's first such layer."""
+
+    def mix_values(
+        self, value_BTM: jax.Array, x_BTD: jax.Array, first: FirstValues, /
+    ) -> tuple[jax.Array, FirstValues]: ...
 
 
 class LocalMixer(Protocol):
@@ -104,20 +114,29 @@ class ParallelBlock(nnx.Module):
         segment_ids_BT: jax.Array | None,
         state: MixerState | None,
         depth: float | jax.Array = 0.0,
-    ) -> tuple[jax.Array, MixerState | None]:
-        """Returns y_BTD and the state after the last token (None in, None out).
+        first_values: FirstValues | None = None,
+    ) -> tuple[jax.Array, MixerState | None, FirstValues | None]:
+        """Returns y_BTD, the state after the last token and what goes to the next layer
+        beside y (None in, None out).
 
         `depth` is 0 in a model's first layer and 1 in its last. A mixer without
-        positions, a window or a use for its depth is called with all the same.
+        positions, a window or a use for its depth is called with all the same. Without
+        `first_values` a layer is a model's first.
         """
         options = {"positions_BT": positions_BT, "segment_ids_BT": segment_ids_BT}
         branches = self.branches(x_BTD)
         local, mixer = (None, None) if state is None else state
         mixed, local = self._mix_locally(branches, state=local, **options)
+        branches |= mixed
+        if first_values is not None and isinstance(self.global_mixer, MixesValues):
+            branches["value"], first_values = self.global_mixer.mix_values(
+                branches["value"], x_BTD, first_values
+            )
         y_BTM, mixer = self.global_mixer(
-            branches | mixed, x_BTD, window=window, depth=depth, state=mixer, **options
+            branches, x_BTD, window=window, depth=depth, state=mixer, **options
         )
-        return self.out(y_BTM), None if state is None else MixerState(local, mixer)
+        after = None if state is None else MixerState(local, mixer)
+        return self.out(y_BTM), after, first_values
 
     def statistics(
         self,

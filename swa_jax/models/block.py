@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from swa_jax.layers.feed_forward import SwiGLU
+from swa_jax.layers.first_values import FirstValues
 from swa_jax.layers.functional import Functional, functional
 from swa_jax.layers.normalization import RMSNorm
 from swa_jax.models.config import ModelConfig
@@ -41,26 +42,30 @@ class Block(nnx.Module):
         segment_ids_BT: jax.Array | None,
         state: Any,
         depth: float | jax.Array = 0.0,
-    ) -> tuple[jax.Array, Any]:
-        """Returns x_BTD after the layer, and the mixer's state (None in, None out).
+        first_values: FirstValues | None = None,
+    ) -> tuple[jax.Array, Any, FirstValues | None]:
+        """Returns x_BTD after the layer, the mixer's state, and what goes to the next
+        layer beside x (None in, None out).
 
         `depth` is 0 in a model's first layer and 1 in its last.
         """
-        y_BTD, state = self.mixer_branch(
+        y_BTD, state, first_values = self.mixer_branch(
             x_BTD,
             positions_BT=positions_BT,
             window=window,
             segment_ids_BT=segment_ids_BT,
             state=state,
             depth=depth,
+            first_values=first_values,
         )
         x_BTD = x_BTD + y_BTD
-        return x_BTD + self.feed_forward_branch(x_BTD), state
+        return x_BTD + self.feed_forward_branch(x_BTD), state, first_values
 
     def mixer_branch(
         self, x_BTD: jax.Array, /, *, window: int | jax.Array, **options: Any
-    ) -> tuple[jax.Array, Any]:
-        """Returns mixer(norm(x)) and its state; the other options are the layer's.
+    ) -> tuple[jax.Array, Any, FirstValues | None]:
+        """Returns mixer(norm(x)), its state, and what goes to the next layer; the other
+        options are the layer's.
 
         The mixer "attention" reads all the past (or its cache's) whatever the window.
         """

@@ -18,7 +18,15 @@ from swa_jax.layers.soft_cap import soft_cap
 from swa_jax.models.block import block
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.mixers import initial_mixer_state
-from swa_jax.models.periods import apart, depths, rematerialised, through_periods
+from swa_jax.models.periods import (
+    Stream,
+    apart,
+    depths,
+    into_first_layer,
+    rematerialised,
+    through,
+    through_periods,
+)
 from swa_jax.models.statistics import layer_statistics
 
 Params = dict[str, Any]
@@ -262,7 +270,7 @@ def _statistics(
     return layer_statistics(
         layers,
         params["periods"],
-        outside["embed"].bind(params["embed"])(tokens_BT),
+        into_first_layer(config, outside["embed"].bind(params["embed"])(tokens_BT)),
         positions_BT=jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None],
         window=window,
         segment_ids_BT=segment_ids,
@@ -282,7 +290,7 @@ def _through_layers(
     """
     _, layers = _parts(config)
 
-    def period(x_BTD, inputs):
+    def period(stream, inputs):
         params, states, depths_L = inputs
         if params.keys() != layers.keys():
             raise ValueError(
@@ -292,14 +300,26 @@ def _through_layers(
         new_states = {}
         for (name, layer), depth in zip(layers.items(), depths_L, strict=True):
             state = None if states is None else states[name]
-            x_BTD, new_states[name] = layer.bind(params[name])(
-                x_BTD, state=state, depth=depth, **options
+            stream, new_states[name] = through(
+                layer.bind(params[name]), stream, state=state, depth=depth, **options
             )
-        return placed(x_BTD, "BTD"), new_states
+        return _placed(stream), new_states
 
     body = rematerialised(period, config.remat)
     depths_PL = depths(config.periods, len(layers))
-    return through_periods(body, x_BTD, params, layer_states, depths_PL)
+    stream = into_first_layer(config, x_BTD)
+    stream, layer_states = through_periods(
+        body, stream, params, layer_states, depths_PL
+    )
+    return stream.x_BTD, layer_states
+
+
+def _placed(stream: Stream) -> Stream:
+    """Returns the stream where the layout wants its arrays."""
+    first = stream.first_values
+    if first is not None:
+        first = first._replace(value_BTNP=placed(first.value_BTNP, "BTNP"))
+    return Stream(placed(stream.x_BTD, "BTD"), first)
 
 
 def _init_state(

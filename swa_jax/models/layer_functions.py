@@ -45,8 +45,16 @@ def layer_functions(
     """Returns every layer of a model at these parameters, in the order of its depth.
 
     `window` and `segment_ids` are those of `Model.hidden`; the first token stands at
-    position 0. Raises ValueError for parameters that do not fit.
+    position 0. Raises ValueError for parameters that do not fit, and for a model whose
+    layers read more than the stream.
     """
+    reading_values = sum(kind.mixer == "rwkv7" for kind in config.kinds)
+    if reading_values * config.periods > 1:
+        raise ValueError(
+            "layers one by one are functions of the residual stream alone; those of "
+            "RWKV-7 read the values of the first one too, so they have no influence "
+            "by itself"
+        )
     periods = {len(leaf) for leaf in jax.tree.leaves(params["periods"])}
     if periods != {config.periods}:
         raise ValueError(

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from swa_jax.layers.global_mixers.gla import DECAY_RANK
-from swa_jax.layers.global_mixers.rwkv7 import gate_ranks
+from swa_jax.layers.global_mixers.rwkv7 import low_ranks
 from swa_jax.models.config import ModelConfig
 from swa_jax.models.mixer_config import ATTENTION_KINDS, LayerKind
 
@@ -107,9 +107,9 @@ def _memory_parameters(
     if mixer == "mamba2":
         return D * (3 * values + 2 * key + heads), 3 * heads + values
     if mixer == "rwkv7":
-        rank, gate_rank = gate_ranks(D)
-        low_rank = 2 * rank * (D + keys) + gate_rank * (D + values)
-        return D * (2 * keys + 2 * values) + low_rank, 5 * keys + 2 * values
+        rank, share_rank, gate_rank = low_ranks(D)
+        low_rank = 2 * rank * (D + keys) + (share_rank + gate_rank) * (D + values)
+        return D * (2 * keys + 2 * values) + low_rank, 5 * keys + 3 * values
     four_and_out = D * (2 * keys + 3 * values)
     gates, vectors = {
         "mlstm": (2 * D * heads, 2 * heads + values),

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from swa_jax.layers.functional import Functional
-from swa_jax.models.periods import depths
+from swa_jax.models.periods import Stream, depths, through
 
 REDUCTIONS = {"mean": jnp.mean, "min": jnp.min, "max": jnp.max}
 
 
 def layer_statistics(
-    layers: dict[str, Functional], params: Any, x_BTD: jax.Array, /, **options: Any
+    layers: dict[str, Functional],
+    params: Any,
+    stream: Stream,
+    /,
+    **options: Any,
 ) -> dict[str, jax.Array]:
     """Returns float32 scalars of each kind of layer, such as "swa/attention_logit_max".
 
@@ -20,17 +24,17 @@ def layer_statistics(
     all the layers of the kind: _mean, _min or _max.
     """
 
-    def period(x_BTD, inputs):
+    def period(stream, inputs):
         params, depths_L = inputs
         found = {}
         for (name, layer), depth in zip(layers.items(), depths_L, strict=True):
             module = layer.bind(params[name])
-            found[name] = module.statistics(x_BTD, **options)
-            x_BTD, _ = module(x_BTD, state=None, depth=depth, **options)
-        return x_BTD, found
+            found[name] = module.statistics(stream.x_BTD, **options)
+            stream, _ = through(module, stream, state=None, depth=depth, **options)
+        return stream, found
 
     periods = len(jax.tree.leaves(params)[0])
-    _, by_layer = jax.lax.scan(period, x_BTD, (params, depths(periods, len(layers))))
+    _, by_layer = jax.lax.scan(period, stream, (params, depths(periods, len(layers))))
     values: dict[str, list[jax.Array]] = {}
     for layer, numbers in by_layer.items():
         for name, value_of_periods in numbers.items():

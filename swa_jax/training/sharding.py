@@ -41,8 +41,8 @@ PARAMETER_SPECS: tuple[tuple[str, P], ...] = (
         rf"{_GLOBAL}(input_gate|forget_gate|step|write)/kernel",
         P(None, "fsdp", None),
     ),
-    (rf"{_GLOBAL}(decay|rate|gate)/down/kernel", P(None, "fsdp", None)),
-    (rf"{_GLOBAL}(decay|rate|gate)/up/kernel", P(None, None, "tensor")),
+    (rf"{_GLOBAL}(decay|rate|first_share|gate)/down/kernel", P(None, "fsdp", None)),
+    (rf"{_GLOBAL}(decay|rate|first_share|gate)/up/kernel", P(None, None, "tensor")),
     (rf"{_GLOBAL}(\w+/)+bias", REPLICATED),
     (
         rf"{_GLOBAL}(sinks|log_decay|skip|removal|replacement|bonus)",

@@ -1,8 +1,8 @@
 """Writes mixers_PACKAGE.npz: small random layers, and what a package makes of them.
 
-Where the values come from: layers of two PyPI packages, run on the CPU in float32, and
-the gradients that torch.autograd finds through them. Of transformers (Apache-2.0), with
-the plain PyTorch paths that it has for machines without kernels:
+Where the values come from: layers of two PyPI packages, run on the CPU, and the
+gradients that torch.autograd finds through them. Of transformers (Apache-2.0), in
+float32, with the plain PyTorch paths that it has for machines without kernels:
 
 - mamba2: models.mamba2.modeling_mamba2.Mamba2Mixer;
 - gated_deltanet: models.qwen3_next.modeling_qwen3_next.Qwen3NextGatedDeltaNet;
@@ -10,18 +10,19 @@ the plain PyTorch paths that it has for machines without kernels:
   whose slopes the package makes larger by 1 part in 100000: set to what they are meant
   to be.
 
-Of flash-linear-attention (MIT), with the package's own plain forms in place of its
-Triton kernels, and PyTorch's RMSNorm and SiLU in place of its fused ones:
+Of flash-linear-attention (MIT), in float64 (in float32 some gradients of rwkv7 are off
+by 1e-5), with the package's own plain forms in place of its Triton kernels, and
+PyTorch's RMSNorm and SiLU in place of its fused ones:
 
 - gla: layers.gla.GatedLinearAttention;
-- rwkv7: layers.rwkv7.RWKV7Attention, its first layer (the values are not mixed with
-  another's), the shift of tokens weighted by zero.
+- rwkv7: layers.rwkv7.RWKV7Attention, a second layer, whose values are mixed with those
+  of a first one ("first", drawn too), the shift of tokens weighted by zero.
 
 Every weight is drawn at a trained layer's scale, so that each path carries signal:
 biases away from zero, norm weights away from one, decays from slow to fast. The file
 holds "x", "cotangent", "versions" (JSON), and under the name of each layer
 "weights/NAME" as the package names them, "sizes" (JSON), "y" and "gradient/NAME": those
-of sum(y * cotangent), "gradient/x" too.
+of sum(y * cotangent), "gradient/x" and "gradient/first" too.
 
 Run it once in an environment with torch, numpy and transformers, and without
 flash-linear-attention and mamba_ssm, whose kernels transformers prefers; and once with
@@ -159,8 +160,8 @@ def rwkv7() -> torch.nn.Module:
         hidden_size=WIDTH,
         num_heads=sizes["heads"],
         head_dim=sizes["key_width"],
-        **{f"{part}_low_rank_dim": RANK for part in ("decay", "gate", "a")},
-        layer_idx=0,
+        **{f"{part}_low_rank_dim": RANK for part in ("decay", "gate", "a", "v")},
+        layer_idx=1,
         num_hidden_layers=2,
     )
 
@@ -191,22 +192,33 @@ def run(layer: Any, x_BTD: np.ndarray, cotangent_BTD: np.ndarray, rng):
         for name, weight in weights.items():
             drawn = random_weight(name, tuple(weight.shape), rng).astype(np.float32)
             weight.copy_(torch.from_numpy(drawn))
-    x = torch.from_numpy(x_BTD).requires_grad_()
-    takes = {"position_embeddings": None, "attention_mask": None}
-    y = layer.eval()(x, **(takes if hasattr(layer, "slope_rate") else {}))
+    dtype = torch.get_default_dtype()
+    x = torch.from_numpy(x_BTD).to(dtype).requires_grad_()
+    others, takes = {}, {}
+    if hasattr(layer, "slope_rate"):
+        takes = {"position_embeddings": None, "attention_mask": None}
+    if hasattr(layer, "v_lora"):
+        first = rng.standard_normal((*x.shape[:2], layer.value_dim), np.float32)
+        others["first"] = torch.from_numpy(first).to(dtype).requires_grad_()
+        takes["v_first"] = others["first"]
+    y = layer.eval()(x, **takes)
     y = y[0] if isinstance(y, tuple) else y
-    y.backward(torch.from_numpy(cotangent_BTD))
-    slopes = {"x": x.grad} | {name: weight.grad for name, weight in weights.items()}
+    y.backward(torch.from_numpy(cotangent_BTD).to(dtype))
+    slopes = {name: read.grad for name, read in ({"x": x} | others | weights).items()}
     missing = [name for name, slope in slopes.items() if slope is None]
-    if y.dtype != torch.float32 or missing:
+    if y.dtype != dtype or missing:
         raise RuntimeError(f"made {y.dtype}, and no gradient of {missing}")
-    arrays = {f"weights/{n}": w.detach().numpy() for n, w in weights.items()}
-    arrays |= {f"gradient/{name}": slope.numpy() for name, slope in slopes.items()}
-    return arrays | {"y": y.detach().numpy()}
+    found = {f"weights/{name}": weight for name, weight in weights.items()}
+    found |= {f"gradient/{name}": slope for name, slope in slopes.items()}
+    found |= others | {"y": y}
+    return {n: x.detach().numpy().astype(np.float32) for n, x in found.items()}
 
 
 def main(package: str) -> None:
     torch.set_num_threads(1)
+    if package == "flash-linear-attention":
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # its plain forms round to float32
     rng = np.random.default_rng(SEED)
     x_BTD, cotangent_BTD = rng.standard_normal((2, BATCH, LENGTH, WIDTH), np.float32)
     golden = {"x": x_BTD, "cotangent": cotangent_BTD}

@@ -212,7 +212,7 @@ def test_a_block_mixes_its_branches_and_lets_gates_pass(local, of_mixer):
             mixed[name] /= 1 + np.exp(-mixed[name])
     together = [mixed[name] for name in ("key", "value", "gate")]
     expected = np.concatenate(together, axis=-1) @ wide["out"]["kernel"]
-    y_BTD, state = layer.bind(params)(
+    y_BTD, state, _ = layer.bind(params)(
         jnp.asarray(x_BTD, jnp.float32),
         positions_BT=jnp.zeros((1, T), jnp.int32),
         window=None,

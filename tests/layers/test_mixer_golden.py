@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 from swa_jax.layers.convolution import ShortConv
+from swa_jax.layers.first_values import FirstValues
 from swa_jax.layers.functional import functional
 from swa_jax.layers.global_mixers.gated_deltanet import GatedDeltaNet
 from swa_jax.layers.global_mixers.gla import GatedLinearAttention
@@ -133,7 +134,7 @@ def rwkv7(weights: Weights, _: Sizes, /):
     """Returns the parameters of a block."""
     names = {"query": "r", "key": "k", "value": "v"}
     branches = {name: weights[f"{short}_proj.weight"] for name, short in names.items()}
-    maps = {"decay": "w", "rate": "a", "gate": "g"}
+    maps = {"decay": "w", "rate": "a", "first_share": "v", "gate": "g"}
     parts = ("0.weight", "2.weight", "2.bias")
     mixer: dict[str, Any] = {
         name: low_rank(*(weights.get(f"{short}_lora.lora.{part}") for part in parts))
@@ -184,18 +185,22 @@ def test_values_and_gradients_are_those_of_another_implementation(name):
 
     layer = functional(block, name=name)
 
-    def run(params, x_BTD):
+    def run(params, x_BTD, first_BTM):
         positions_BT = jnp.arange(x_BTD.shape[1], dtype=jnp.int32)[None]
         options = {"window": None, "segment_ids_BT": None, "state": None}
+        if first_BTM is not None:
+            first_BTNP = first_BTM.reshape(*x_BTD.shape[:2], sizes["heads"], -1)
+            options["first_values"] = FirstValues(first_BTNP, jnp.asarray(True))
         return layer.bind(params)(x_BTD, positions_BT=positions_BT, **options)[0]
 
     @jax.jit
-    def value_and_gradients(params, x_BTD, cotangent_BTD):
-        y_BTD, pullback = jax.vjp(run, params, x_BTD)
+    def value_and_gradients(cotangent_BTD, *arguments):
+        y_BTD, pullback = jax.vjp(run, *arguments)
         return y_BTD, pullback(cotangent_BTD)
 
-    tokens = (golden(package)["x"], golden(package)["cotangent"])
-    found = value_and_gradients(parameters(weights, sizes), *tokens)
-    wanted_slopes = (parameters(slopes, sizes), slopes["x"])
+    first_BTM = golden(package).get(f"{name}/first")
+    arguments = (parameters(weights, sizes), golden(package)["x"], first_BTM)
+    found = value_and_gradients(golden(package)["cotangent"], *arguments)
+    wanted_slopes = (parameters(slopes, sizes), slopes["x"], slopes.get("first"))
     wanted = (golden(package)[f"{name}/y"], wanted_slopes)
     assert_near(found, wanted, dtype="float32")

@@ -42,7 +42,7 @@ def run(mixer, params, x_BTD):
             x_BTD, positions_BT=None, window=None, segment_ids_BT=None, state=None
         )
 
-    y_BTD, state = call(params, x_BTD)
+    y_BTD, state, _ = call(params, x_BTD)
     assert state is None
     return y_BTD
 

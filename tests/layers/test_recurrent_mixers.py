@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from swa_jax.layers.first_values import FirstValues
 from swa_jax.layers.functional import functional
 from swa_jax.layers.global_mixers.gated_deltanet import GatedDeltaNet
 from swa_jax.layers.global_mixers.gla import GatedLinearAttention
 from swa_jax.layers.global_mixers.lightning import Lightning
 from swa_jax.layers.global_mixers.mamba2 import Mamba2, log_softplus, step_bias
 from swa_jax.layers.global_mixers.retnet import RetNet
-from swa_jax.layers.global_mixers.rwkv7 import RWKV7, gate_ranks
+from swa_jax.layers.global_mixers.rwkv7 import RWKV7, low_ranks
 from swa_jax.layers.parallel_block import ParallelBlock
 
 B, T, D, N, H, P = 2, 9, 12, 2, 4, 6
@@ -177,6 +178,20 @@ def test_lightning_remembers_longer_the_deeper_it_stands(depth, steepness):
     assert_values("lightning", by_hand, depth=depth)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_rwkv7_mixes_its_values_with_the_first_layers(there):
+    first = np.random.default_rng(2).standard_normal((B, T, N, P)).astype(np.float32)
+    given = FirstValues(jnp.asarray(first), jnp.asarray(there))
+
+    def by_hand(x, p, b):
+        share = sigmoid(low_rank(x, p["first_share"]))
+        others = first.reshape(B, T, -1) if there else b["value"]
+        value = b["value"] + (others - b["value"]) * share
+        return rwkv7(x, p, b | {"value": value})
+
+    assert_values("rwkv7", by_hand, first_values=given)
+
+
 def assert_values(name, by_hand, **options):
     """Returns nothing; asserts that a block's values are those of the recurrence."""
     layer = functional(
@@ -204,7 +219,7 @@ def assert_values(name, by_hand, **options):
             **options,
         )
 
-    y_BTD, state = run(params, jnp.asarray(x_BTD, jnp.float32))
+    y_BTD, state, _ = run(params, jnp.asarray(x_BTD, jnp.float32))
     assert state is None
     wide = jax.tree.map(lambda leaf: np.float64(leaf), params)
     branches = {n: x_BTD @ p["kernel"] for n, p in wide["branches"].items()}
@@ -232,7 +247,7 @@ def test_the_logarithm_of_a_step_stays_exact_where_the_step_vanishes():
 
 
 def test_ranks_of_the_gates_are_those_of_the_published_models():
-    assert gate_ranks(768) == (64, 128)
-    assert gate_ranks(2048) == (96, 256)
-    assert gate_ranks(4096) == (128, 480)
-    assert gate_ranks(64) == (32, 32)
+    assert low_ranks(768) == (64, 32, 128)
+    assert low_ranks(2048) == (96, 64, 256)
+    assert low_ranks(4096) == (128, 96, 480)
+    assert low_ranks(64) == (32, 32, 32)

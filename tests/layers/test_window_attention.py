@@ -90,7 +90,7 @@ def test_values(options):
             state=None,
         )
 
-    y_BTD, state = run(params, jnp.asarray(x_BTD, jnp.float32))
+    y_BTD, state, _ = run(params, jnp.asarray(x_BTD, jnp.float32))
     assert state is None
     expected = by_hand(params, x_BTD, options=options)
     scale = np.max(np.abs(expected))
@@ -117,7 +117,7 @@ def test_the_cache_keeps_the_last_tokens(tokens):
             state=MixerState(None, cache),
         )
 
-    _, state = run(cache)
+    _, state, _ = run(cache)
     k_BLKH, v_BLKH, segments_BL = in_order(state.mixer)
     kept = min(tokens, segments_BL.shape[1])
     np.testing.assert_array_equal(segments_BL[:, -kept:], [segments_T[-kept:]] * B)

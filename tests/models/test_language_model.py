@@ -153,7 +153,7 @@ def test_scanned_periods_equal_blocks_applied_one_by_one(make_tiny):
             for index, layer in enumerate(config.pattern):
                 stacked = params["periods"][f"{index}_{layer}"]
                 sliced = jax.tree.map(lambda leaf, period=period: leaf[period], stacked)
-                x_BTD, _ = block(config, layer).bind(sliced)(
+                x_BTD, _, _ = block(config, layer).bind(sliced)(
                     x_BTD,
                     positions_BT=jnp.arange(T)[None],
                     window=3,

@@ -44,7 +44,7 @@ def by_hand(tiny, tokens_BT, depths_L):
         layer = block(tiny.config, "lightning").bind(
             jax.tree.map(lambda leaf, period=period: leaf[period], params)
         )
-        x_BTD, _ = layer(
+        x_BTD, _, _ = layer(
             x_BTD,
             positions_BT=jnp.arange(T)[None],
             window=1,

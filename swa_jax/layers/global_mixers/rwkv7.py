@@ -11,6 +11,7 @@ from flax import nnx
 from pallas_kernels.linear_attention import LinearAttentionState
 from pallas_kernels.sharded import wkv7
 from swa_jax.layers.branches import Branch, heads_of
+from swa_jax.layers.first_values import FirstValues, with_first_values
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.linear import LowRank
 from swa_jax.layers.normalization import HeadNorm, unit_length
@@ -19,6 +20,7 @@ from swa_jax.layers.statistics import spread
 DECAY_BIAS = (-5.5, -0.5)  # over the channels of all heads, from the first to the last
 SLOWEST = math.exp(-0.5)  # the largest decay of a token is exp(-SLOWEST)
 KEY_REMOVAL = 0.85  # initial weight of the removal key
+FIRST_SHARE = 1.0  # initially the first layer's share of the values, before the sigmoid
 NORM_EPS = 1e-5  # times the width of a head
 
 
@@ -28,9 +30,9 @@ class RWKV7(nnx.Module):
 
     c the removal key of unit length, k the key scaled by the rate a in (0, 1) at which
     it is learned, w = exp(-exp(-1/2) sigmoid(.)); w, a and the gate are low-rank maps
-    of the token. Of the paper's block two things are left out: the shift of tokens
-    before the projections, whose place the local mixer takes, and the mixing of each
-    layer's values with the first layer's.
+    of the token. Behind a model's first such layer v is mixed with that one's,
+    v + (v_first - v) s, the share s in (0, 1) a low-rank map too. The shift of tokens
+    before the paper's projections is left out: the local mixer takes its place.
     Source: Peng et al. 2025, arXiv:2503.14456, eq. 3 to 17.
     """
 
@@ -53,7 +55,7 @@ class RWKV7(nnx.Module):
             Branch("value", values, std),
         )
         self.output_width = values
-        rank, gate_rank = gate_ranks(width)
+        rank, share_rank, gate_rank = low_ranks(width)
         self.decay = LowRank(
             width,
             rank,
@@ -63,6 +65,9 @@ class RWKV7(nnx.Module):
             rngs=rngs,
         )
         self.rate = LowRank(width, rank, np.zeros(keys), down_std=0.0, rngs=rngs)
+        self.first_share = LowRank(
+            width, share_rank, np.full(values, FIRST_SHARE), down_std=0.0, rngs=rngs
+        )
         self.gate = LowRank(
             width,
             gate_rank,
@@ -113,6 +118,16 @@ class RWKV7(nnx.Module):
         y_BTM = y_BTNP.reshape(*x_BTD.shape[:2], -1) * self.gate(x_BTD)
         return y_BTM, None if state is None else new_state
 
+    def mix_values(
+        self, value_BTM: jax.Array, x_BTD: jax.Array, first: FirstValues, /
+    ) -> tuple[jax.Array, FirstValues]:
+        """Returns the values with their share of the first layer's, and what goes to
+        the next layer."""
+        share_BTM = jax.nn.sigmoid(self.first_share(x_BTD))
+        values = (self._heads(value_BTM), self._heads(share_BTM))
+        value_BTNP, first = with_first_values(*values, first)
+        return value_BTNP.reshape(value_BTM.shape), first
+
     def statistics(
         self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
     ) -> dict[str, jax.Array]:
@@ -136,9 +151,9 @@ class RWKV7(nnx.Module):
         return heads_of(x_BTM, self.heads)
 
 
-def gate_ranks(width: int, /) -> tuple[int, int]:
-    """Returns the ranks of decay and rate, and of the gate: multiples of 32 that grow
-    with the width as in the authors' models."""
-    ranks = (1.8 * width**0.5, 0.6 * width**0.8)
-    small, large = (max(32, 32 * round(rank / 32)) for rank in ranks)
-    return small, large
+def low_ranks(width: int, /) -> tuple[int, int, int]:
+    """Returns the ranks of decay and rate, of the share of the first values, and of the
+    gate: multiples of 32 that grow with the width as in the authors' models."""
+    wanted = (1.8 * width**0.5, 1.3 * width**0.5, 0.6 * width**0.8)
+    both, share, gate = (max(32, 32 * round(rank / 32)) for rank in wanted)
+    return both, share, gate
