@@ -16,6 +16,7 @@ from experiments.kernel_speed.gpu.clocks import (
 )
 from experiments.kernel_speed.gpu.programs import compile_each, part_of
 from swa_jax.models.block import block
+from swa_jax.models.periods import into_first_layer
 
 from .config import Layer, Size, kind_of, with_layer
 from .rows import BlockRow
@@ -56,12 +57,16 @@ def measure_blocks(size: Size, mixer: str, /, *, seed: int) -> list[BlockRow]:
 
 
 def _layer(size: Size, layer: Layer) -> Callable[..., jax.Array]:
-    """Returns (parameters, x_BTD) -> x_BTD after the layer."""
-    bind = block(with_layer(size.model, layer), kind_of(layer)).bind
+    """Returns (parameters, x_BTD) -> x_BTD after the layer, not a model's first."""
+    config = with_layer(size.model, layer)
+    bind = block(config, kind_of(layer)).bind
 
     def run(params, x_BTD):
         positions_BT = jnp.arange(x_BTD.shape[1], dtype=jnp.int32)[None]
         options = {"window": size.window, "segment_ids_BT": None, "state": None}
+        first = into_first_layer(config, x_BTD).first_values
+        if first is not None:
+            options["first_values"] = first._replace(there=jnp.ones((), bool))
         return bind(params)(x_BTD, positions_BT=positions_BT, **options)[0]
 
     return run

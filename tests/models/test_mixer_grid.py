@@ -46,6 +46,8 @@ def variants():
     pairs = [local + mixer for mixer in GLOBAL_KINDS for local in LOCALS]
     found = {pair: (pair, {}) for pair in pairs}
     found |= {f"{local}mlstm, sigmoid": (f"{local}mlstm", SIGMOID) for local in LOCALS}
+    # The first layer has no first values to mix its own with.
+    found |= {f"{local}rwkv7": (f"{local}rwkv7", {"periods": 2}) for local in LOCALS}
     found |= {
         f"short_swa+gla, {name}": ("short_swa+gla", {"local": local})
         for name, local in DESIGNS.items()

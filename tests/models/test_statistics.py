@@ -124,7 +124,7 @@ def test_layers_of_a_kind_are_taken_together(make_tiny):
         params = jax.tree.map(lambda a, p=period: a[p], tiny.params["periods"]["0_swa"])
         layer = block(tiny.config, "swa").bind(params)
         each.append(layer.statistics(x_BTD, **options))
-        x_BTD, _ = layer(x_BTD, state=None, **options)
+        x_BTD, _, _ = layer(x_BTD, state=None, **options)
     largest = max(float(e["attention_logit_max"]) for e in each)
     assert float(found["swa/attention_logit_max"]) == pytest.approx(largest, rel=1e-5)
     mean = np.mean([float(e["input_rms_mean"]) for e in each])
