@@ -46,7 +46,10 @@ TOKEN_BYTES = np.ones(MODEL.vocab_size, np.int32)
 @cache
 def loss_of(kind, mesh_name):
     """Returns (loss, gradients) of a model of one kind on a mesh; None: one device."""
-    config = dataclasses.replace(MIXERS, pattern=(kind,))
+    periods = (
+        2 if "rwkv7" in kind else 1
+    )  # its second layer reads the first one's values
+    config = dataclasses.replace(MIXERS, pattern=(kind,), periods=periods)
     model, params = language_model(config), random_params(config)
     batch = random_batch(4, 16, vocab_size=config.vocab_size)
     options = StepOptions(2, LossConfig(chunk=3), largest_window=LARGEST_WINDOW)
