@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pallas_kernels.matrix_memory.gates import decay_sums, runs_of
 from pallas_kernels.matrix_memory.memory import EMPTY
 
-BLOCK = 64
+BLOCK = 64  # tokens
 
 
 @jax.custom_jvp
