@@ -15,6 +15,12 @@ from pallas_kernels.checks import (
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.local_attention.chunked import local_attention_chunked
 from pallas_kernels.local_attention.cudnn import local_attention_cudnn
+from pallas_kernels.local_attention.preparation import (
+    Preparation,
+    check_preparation,
+    prepared,
+    rotation,
+)
 from pallas_kernels.local_attention.reference import local_attention_reference
 from pallas_kernels.local_attention.step import (
     WindowCache,
@@ -25,9 +31,12 @@ from pallas_kernels.local_attention.triton import local_attention_triton
 
 __all__ = [
     "Past",
+    "Preparation",
     "WindowCache",
     "local_attention",
     "local_attention_step",
+    "prepared",
+    "rotation",
     "window_cache",
 ]
 
@@ -55,6 +64,7 @@ def local_attention(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
     past: Past | None = None,
+    preparation: Preparation | None = None,
     precision: Literal["highest"] | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -74,6 +84,9 @@ def local_attention(
       value (Agarwal et al. 2025, arXiv:2508.10925).
     - `past`: tokens before k and v; its segment ids are given exactly when
       `segment_ids` is.
+    - `preparation`: q is not the queries yet but what an RMS norm and a rotation make
+      them of; keys come prepared. The GPU kernels do it on their way, where XLA would
+      read and write all queries once more.
     - `precision`: "highest" multiplies float32 arrays in full. None leaves that to
       jax.default_matmul_precision in the GPU kernels, which round them to TF32 unless
       it says "highest"; the other forms always multiply in full.
@@ -83,16 +96,19 @@ def local_attention(
 
     N is a multiple of K: query heads n*G to n*G + G - 1 read key/value head n. Sums and
     the softmax are in float32 (float64 for float64). Gradients are exact for q, k, v,
-    the past and the sinks; forward-mode differentiation needs the reference.
+    the past, the sinks and the norm's scale; forward-mode differentiation needs the
+    reference.
 
     Raises:
       ValueError: shapes, dtypes or values other than the above.
       NotImplementedError: the named implementation does not serve the call.
     """
-    q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past = jax.tree.map(
-        jnp.asarray, (q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past)
+    q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past, preparation = jax.tree.map(
+        jnp.asarray, (q_BTNH, k_BSKH, v_BSKH, segment_ids, sinks, past, preparation)
     )
     _check(q_BTNH, k_BSKH, v_BSKH, window, segment_ids, softcap, sinks, past)
+    if preparation is not None:
+        check_preparation("local_attention", q_BTNH, preparation)
     T = q_BTNH.shape[1]
     query_segments_BT = key_segments_BS = None
     if segment_ids is not None:
@@ -105,15 +121,23 @@ def local_attention(
             key_segments_BS = jnp.concatenate(
                 [past.segment_ids_BP.astype(key_segments_BS.dtype), key_segments_BS], 1
             )
-    arrays = (q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks)
+    arrays = (k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks)
     options = {"window": window, "softcap": softcap}
+
+    def after_preparation(form):
+        return lambda: form(prepared(q_BTNH, preparation), *arrays, **options)
+
     forms = {
         "triton": lambda: local_attention_triton(
-            *arrays, **options, precise=multiplies_in_full(precision)
+            q_BTNH,
+            *arrays,
+            **options,
+            precise=multiplies_in_full(precision),
+            preparation=preparation,
         ),
-        "cudnn": lambda: local_attention_cudnn(*arrays, **options),
-        "chunked": lambda: local_attention_chunked(*arrays, **options),
-        "reference": lambda: local_attention_reference(*arrays, **options),
+        "cudnn": after_preparation(local_attention_cudnn),
+        "chunked": after_preparation(local_attention_chunked),
+        "reference": after_preparation(local_attention_reference),
     }
     if window is None:  # a well-kept library beats our kernel at all the pairs
         forms = {"cudnn": forms["cudnn"], **forms}

@@ -36,6 +36,8 @@ class Sizes(NamedTuple):
     precise: bool  # float32 products in full, not in TF32
     interpret: bool = False
     beyond: int = 0  # tokens that the queries stand further behind than the keys' end
+    parts: int = 1  # of columns: 2 halves where the kernel prepares the queries
+    eps: float = 0.0  # of the norm of queries
 
     @property
     def G(self) -> int:
@@ -72,6 +74,7 @@ class Inputs(NamedTuple):
     sinks_N: Any  # float32 or None
     query_segments_BT: Any  # int32 or None, both or neither
     key_segments_BS: Any
+    turns: Any = None  # what prepares queries: cos_BTF, sin_BTF, scale_H or None
 
 
 class Rows(NamedTuple):
@@ -140,30 +143,30 @@ def key_block(batch, first, kv_head, sizes: Sizes, keys: int, *, ragged: bool) -
 
 def load_rows(ref, rows: Rows, sizes: Sizes, piece: Piece = WHOLE) -> jax.Array:
     """Returns the rows of an array of shape BTNH, zero where there is no query."""
-    columns_1H, inside_1H = _columns(sizes, piece)
+    columns_1H, inside_1H = columns(sizes, piece)
     index = (rows.batch, rows.tokens_R[:, None], rows.heads_R[:, None], columns_1H)
-    return backend.load(ref, index, _both(rows.valid_R, inside_1H))
+    return backend.load(ref, index, both(rows.valid_R, inside_1H))
 
 
-def store_rows(ref, rows: Rows, values_RH, sizes: Sizes) -> None:
+def store_rows(ref, rows: Rows, values_RH, sizes: Sizes, piece: Piece = WHOLE) -> None:
     """Returns nothing; writes rows of an array of shape BTNH."""
-    columns_1H, inside_1H = _columns(sizes)
+    columns_1H, inside_1H = columns(sizes, piece)
     index = (rows.batch, rows.tokens_R[:, None], rows.heads_R[:, None], columns_1H)
-    backend.store(ref, index, values_RH, _both(rows.valid_R, inside_1H))
+    backend.store(ref, index, values_RH, both(rows.valid_R, inside_1H))
 
 
 def load_keys(ref, keys: Keys, sizes: Sizes, piece: Piece = WHOLE) -> jax.Array:
     """Returns a block of an array of shape BSKH, zero where there is no key."""
-    columns_1H, inside_1H = _columns(sizes, piece)
+    columns_1H, inside_1H = columns(sizes, piece)
     index = (keys.batch, keys.positions_C[:, None], keys.head, columns_1H)
-    return backend.load(ref, index, _both(keys.valid_C, inside_1H))
+    return backend.load(ref, index, both(keys.valid_C, inside_1H))
 
 
 def store_keys(ref, keys: Keys, values_CH, sizes: Sizes) -> None:
     """Returns nothing; writes a block of an array of shape BSKH."""
-    columns_1H, inside_1H = _columns(sizes)
+    columns_1H, inside_1H = columns(sizes)
     index = (keys.batch, keys.positions_C[:, None], keys.head, columns_1H)
-    backend.store(ref, index, values_CH, _both(keys.valid_C, inside_1H))
+    backend.store(ref, index, values_CH, both(keys.valid_C, inside_1H))
 
 
 def load_statistic(ref, rows: Rows, fill: float) -> jax.Array:
@@ -178,15 +181,19 @@ def store_statistic(ref, rows: Rows, values_R) -> None:
     backend.store(ref, index, values_R, rows.valid_R)
 
 
-def _columns(sizes, piece=WHOLE):
-    """Returns the columns of a head's piece, and which of them exist (None: all)."""
+def columns(sizes: Sizes, piece: Piece = WHOLE):
+    """Returns the columns of a head's piece, and which are its own (None: all)."""
     number, pieces = piece
-    width = sizes.width // pieces
-    columns_1H = (number * width + jnp.arange(width, dtype=jnp.int32))[None, :]
-    return columns_1H, None if sizes.width == sizes.H else columns_1H < sizes.H
+    own = pl.cdiv(sizes.H, pieces)
+    width = max(16, pl.next_power_of_2(own))
+    column_1H = jnp.arange(width, dtype=jnp.int32)[None, :]
+    columns_1H = number * own + column_1H
+    if width * pieces == sizes.H:
+        return columns_1H, None
+    return columns_1H, (column_1H < own) & (columns_1H < sizes.H)
 
 
-def _both(valid_R, inside_1H):
+def both(valid_R: jax.Array | None, inside_1H: jax.Array | None) -> jax.Array | None:
     """Returns a mask of shape RH, or None where nothing is masked."""
     if valid_R is None:
         return inside_1H

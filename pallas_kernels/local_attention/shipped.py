@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import backend
 from pallas_kernels.inspect.case import Case
+from pallas_kernels.local_attention.preparation import Preparation
 from pallas_kernels.local_attention.step import local_attention_step, window_cache
 from pallas_kernels.local_attention.tiles import (
     SHORT,
@@ -17,14 +18,18 @@ from pallas_kernels.local_attention.tiles import (
     tiles_for,
     window_class,
 )
-from pallas_kernels.local_attention.triton import local_attention_triton
+from pallas_kernels.local_attention.triton import (
+    WIDEST_PREPARED,
+    local_attention_triton,
+)
 
 SOFTCAP = 30.0
 SHORT_WINDOW, LONG_WINDOW = 128, 2048  # tokens, one of each class of the tile table
 
 
 class Configuration(NamedTuple):
-    """What chooses a kernel: `full` adds segments, a soft-cap and sinks."""
+    """What chooses a kernel: `full` adds segments, a soft-cap and sinks, `raw` the
+    preparation of queries."""
 
     width: int
     dtype: str
@@ -32,11 +37,13 @@ class Configuration(NamedTuple):
     full: bool
     precise: bool = False
     heads: tuple[int, int] = (16, 4)  # query, key/value
+    raw: bool = False
 
     @property
     def name(self) -> str:
         """The configuration in words."""
         words = [f"width {self.width}", self.dtype, window_class(self.window)]
+        words += ["norm and rotation"] if self.raw else []
         words += ["segments, softcap, sinks"] if self.full else []
         words += ["in full"] if self.precise else []
         words += [] if self.heads == (16, 4) else ["heads {} / {}".format(*self.heads)]
@@ -59,7 +66,19 @@ def configurations() -> list[Configuration]:
     for heads in ((4, 4), (12, 2), (64, 1)):
         odd = Configuration(128, "bfloat16", SHORT_WINDOW, True, heads=heads)
         made += [odd, odd._replace(window=LONG_WINDOW)]
-    return made
+    return made + _of_raw_queries()
+
+
+def _of_raw_queries() -> list[Configuration]:
+    """Returns the configurations in which the kernels prepare the queries."""
+    made = []
+    for width in (16, 32, 64, 128):
+        raw = Configuration(width, "bfloat16", SHORT_WINDOW, False, raw=True)
+        made += [raw, raw._replace(window=LONG_WINDOW, full=True)]
+        if 4 * width <= WIDEST_PREPARED:
+            made.append(raw._replace(dtype="float32"))
+    odd = Configuration(24, "bfloat16", SHORT_WINDOW, True, raw=True)
+    return [*made, odd, odd._replace(width=80)]
 
 
 def tiles(configuration: Configuration, /) -> Tiles:
@@ -74,14 +93,17 @@ def tiles(configuration: Configuration, /) -> Tiles:
 
 
 def gradients(configuration: Configuration, /) -> Callable[..., Any]:
-    """Returns the function (window, q, k, v, dout, [segment_ids, sinks]) -> (out, the
-    gradients of q, k, v and the sinks). The window is an int32 scalar; the tiles are
-    those of the configuration's window, whatever its value."""
+    """Returns the function (window, q, k, v, dout, segment_ids, sinks, preparation) ->
+    (out, the gradients of q, k, v, the sinks and the preparation).
+
+    What the configuration does without is None. The window is an int32 scalar; the
+    tiles are those of the configuration's window, whatever its value.
+    """
 
     def function(
-        window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH, segment_ids_BT=None, sinks_N=None
+        window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH, segment_ids_BT, sinks_N, preparation
     ):
-        def attend(q_BTNH, k_BTKH, v_BTKH, sinks_N):
+        def attend(q_BTNH, k_BTKH, v_BTKH, sinks_N, preparation):
             return local_attention_triton(
                 q_BTNH,
                 k_BTKH,
@@ -92,10 +114,13 @@ def gradients(configuration: Configuration, /) -> Callable[..., Any]:
                 window=window,
                 softcap=SOFTCAP if configuration.full else None,
                 precise=configuration.precise,
+                preparation=preparation,
                 tiles=tiles(configuration),
             )
 
-        out_BTNH, pullback = jax.vjp(attend, q_BTNH, k_BTKH, v_BTKH, sinks_N)
+        out_BTNH, pullback = jax.vjp(
+            attend, q_BTNH, k_BTKH, v_BTKH, sinks_N, preparation
+        )
         return out_BTNH, pullback(dout_BTNH)
 
     return function
@@ -104,14 +129,24 @@ def gradients(configuration: Configuration, /) -> Callable[..., Any]:
 def shapes(configuration: Configuration, /, *, batch: int, tokens: int) -> tuple:
     """Returns the arguments of `gradients` as shapes."""
     heads, kv_heads = configuration.heads
+    width = configuration.width
     array = partial(jax.ShapeDtypeStruct, dtype=configuration.dtype)
-    q_BTNH = array((batch, tokens, heads, configuration.width))
-    k_BTKH = array((batch, tokens, kv_heads, configuration.width))
-    made = (jax.ShapeDtypeStruct((), jnp.int32), q_BTNH, k_BTKH, k_BTKH, q_BTNH)
+    float32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    q_BTNH = array((batch, tokens, heads, width))
+    k_BTKH = array((batch, tokens, kv_heads, width))
+    ids_BT = sinks_N = preparation = None
     if configuration.full:
-        ids_BT = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
-        made += (ids_BT, jax.ShapeDtypeStruct((heads,), jnp.float32))
-    return made
+        ids_BT, sinks_N = (
+            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+            float32((heads,)),
+        )
+    if configuration.raw:
+        turns_BTF: Any = float32((1, tokens, width // 2))
+        scale_H: Any = float32((width,))
+        preparation = Preparation(turns_BTF, turns_BTF, scale_H)
+    window = jax.ShapeDtypeStruct((), jnp.int32)
+    tokens_and_gradient = (q_BTNH, k_BTKH, k_BTKH, q_BTNH)
+    return (window, *tokens_and_gradient, ids_BT, sinks_N, preparation)
 
 
 class Decoding(NamedTuple):

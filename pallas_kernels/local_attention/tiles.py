@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 TABLE = Path(__file__).with_name("tiles.json")
+WIDE = 128  # columns of a head
 SHORT = 256  # tokens: the largest window of the class "short"
 
 WindowClass = Literal["short", "long"]
@@ -49,6 +50,14 @@ class Tiles(NamedTuple):
     forward: Tile
     dq: Tile
     dkv: Tile
+
+    def with_room(self, width: int, /) -> "Tiles":
+        """Returns tiles whose dq prepares queries, too: from 128 columns on, what turns
+        and norms them takes the registers of half the rows."""
+        if width < WIDE:
+            return self
+        rows = min(self.dq.rows, 64)
+        return self._replace(dq=self.dq._replace(rows=rows, warps=8))
 
 
 class Key(NamedTuple):

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels import backend
+from pallas_kernels.local_attention import queries
 from pallas_kernels.local_attention import rows as shared
+from pallas_kernels.local_attention.preparation import Preparation, prepared
 from pallas_kernels.local_attention.rows import LOG2_E, Inputs, Sizes
 from pallas_kernels.local_attention.tiles import (
     Tile,
@@ -25,6 +27,7 @@ from pallas_kernels.local_attention.triton_backward import backward
 from pallas_kernels.local_attention.visits import query_extents
 
 WIDEST = 256  # columns of a head
+WIDEST_PREPARED = 256  # bytes of a head's row that the kernels norm and rotate
 LARGEST_GRID = 65535  # programs along each axis but the first, CUDA's limit
 
 
@@ -40,21 +43,36 @@ def local_attention_triton(
     window: int | jax.Array | None,
     softcap: float | None,
     precise: bool,
+    preparation: Preparation | None = None,
     tiles: Tiles | None = None,
 ) -> jax.Array:
     """Returns the windowed attention of shape BTNH; reference.py defines it.
 
-    `tiles` None reads them from the table of tiles.py.
+    `preparation` of q is part of the kernels where `prepares` says so, else it goes
+    before them. `tiles` None reads them from the table of tiles.py.
 
     Raises:
       NotImplementedError: the target is no GPU, or a dtype, head width, number of heads
         or batch that the kernels do not serve.
     """
+    if not prepares(q_BTNH, precise=precise and q_BTNH.dtype == jnp.float32):
+        q_BTNH, preparation = prepared(q_BTNH, preparation), None
     arrays = (q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks_N)
-    inputs, sizes = _inputs(arrays, window, softcap=softcap, precise=precise)
+    inputs, sizes = _inputs(
+        arrays, window, preparation, softcap=softcap, precise=precise
+    )
     if tiles is None:
         tiles = _tiles(sizes, inputs, window)
+    if inputs.turns is not None:
+        tiles = tiles.with_room(sizes.width)
     return _attend(inputs, sizes, tiles)
+
+
+def prepares(q_BTNH: jax.Array, /, *, precise: bool) -> bool:
+    """Returns whether the kernels themselves prepare such queries: in registers, which
+    wider rows and products without tensor cores overflow."""
+    row = q_BTNH.shape[-1] * q_BTNH.dtype.itemsize
+    return row <= WIDEST_PREPARED and not precise
 
 
 def attention_part_triton(
@@ -66,7 +84,7 @@ def attention_part_triton(
       NotImplementedError: as `local_attention_triton`.
     """
     inputs, sizes = _inputs(
-        arrays, None, softcap=softcap, precise=precise, beyond=beyond
+        arrays, None, None, softcap=softcap, precise=precise, beyond=beyond
     )
     out_BTNH, lse_BTN = forward(inputs, sizes, _tiles(sizes, inputs, None).forward)
     return out_BTNH, lse_BTN / LOG2_E
@@ -82,13 +100,13 @@ def attention_part_gradients_triton(
     """
     *arguments, out_BTNH, lse_BTN, dout_BTNH = arrays
     inputs, sizes = _inputs(
-        arguments, None, softcap=softcap, precise=precise, beyond=beyond
+        arguments, None, None, softcap=softcap, precise=precise, beyond=beyond
     )
     tiles = _tiles(sizes, inputs, None)
-    return backward(inputs, out_BTNH, lse_BTN * LOG2_E, dout_BTNH, sizes, tiles)
+    return backward(inputs, out_BTNH, lse_BTN * LOG2_E, dout_BTNH, sizes, tiles)[:4]
 
 
-def _inputs(arrays, window, *, softcap, precise, beyond=0):
+def _inputs(arrays, window, preparation, *, softcap, precise, beyond=0):
     """Returns the kernels' arrays and sizes; raises NotImplementedError for a call that
     they do not serve."""
     q_BTNH, k_BSKH, v_BSKH, query_segments_BT, key_segments_BS, sinks_N = arrays
@@ -96,6 +114,10 @@ def _inputs(arrays, window, *, softcap, precise, beyond=0):
     S, K = k_BSKH.shape[1:3]
     precise = precise and q_BTNH.dtype == jnp.float32
     sizes = Sizes(B, T, S, N, K, H, softcap, precise, backend.is_interpreting(), beyond)
+    turns = None
+    if preparation is not None:
+        turns = _turns(preparation)
+        sizes = sizes._replace(parts=2, eps=preparation.eps)
     _refuse(sizes, q_BTNH.dtype)
     most = T + S + beyond
     window = jnp.asarray(most if window is None else window, jnp.int32)
@@ -105,8 +127,14 @@ def _inputs(arrays, window, *, softcap, precise, beyond=0):
     segments = (query_segments_BT, key_segments_BS)
     if query_segments_BT is not None:
         segments = jax.tree.map(lambda ids: ids.astype(jnp.int32), segments)
-    inputs = Inputs(window_1, q_BTNH, k_BSKH, v_BSKH, sinks_N, *segments)
+    inputs = Inputs(window_1, q_BTNH, k_BSKH, v_BSKH, sinks_N, *segments, turns)
     return backend.alike(inputs), sizes
+
+
+def _turns(preparation):
+    """Returns the arrays of a preparation as the kernels read them."""
+    turns = (preparation.cos_BTF, preparation.sin_BTF, preparation.scale_H)
+    return jax.tree.map(lambda array: array.astype(jnp.float32), turns)
 
 
 def _tiles(sizes, inputs, window):
@@ -147,10 +175,14 @@ def _attend_forward(inputs, sizes, tiles):
 
 
 def _attend_backward(sizes, tiles, residuals, dout_BTNH):
-    """Returns the cotangents of the inputs, None for integers."""
+    """Returns the cotangents of the inputs, None for integers and tables."""
     inputs, out_BTNH, lse_BTN = residuals
-    gradients = backward(inputs, out_BTNH, lse_BTN, dout_BTNH, sizes, tiles)
-    return (Inputs(None, *gradients, None, None),)
+    dq_BTNH, dk_BSKH, dv_BSKH, dsinks_N, dscale_H = backward(
+        inputs, out_BTNH, lse_BTN, dout_BTNH, sizes, tiles
+    )
+    turns = None if inputs.turns is None else (None, None, dscale_H)
+    floats = (dq_BTNH, dk_BSKH, dv_BSKH, dsinks_N)
+    return (Inputs(None, *floats, None, None, turns),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -184,15 +216,15 @@ def forward(inputs: Inputs, sizes: Sizes, tile: Tile, /) -> list[jax.Array]:
 
 def _kernel(inputs, extents_BI2, out_BTNH, lse_BTN, *, sizes, tile):
     rows, kv_head, visits = shared.query_visits(inputs, extents_BI2, sizes, tile)
-    q_RH = shared.load_rows(inputs.q_BTNH, rows, sizes)
+    q = queries.load_queries(inputs, rows, sizes)
 
     def body(j, softmax, *, edge):
         first = visits.first + j * tile.keys
         keys = shared.key_block(
             rows.batch, first, kv_head, sizes, tile.keys, ragged=edge
         )
-        k_CH = shared.load_keys(inputs.k_BSKH, keys, sizes)
-        logits_RC = shared.logits(q_RH, k_CH, sizes)
+        k = queries.load_keys(inputs, keys, sizes)
+        logits_RC = shared.scaled(queries.products(q, k, sizes), sizes)
         if edge:
             logits_RC = shared.mask(logits_RC, inputs, rows, keys, transposed=False)
         v_CH = shared.load_keys(inputs.v_BSKH, keys, sizes)

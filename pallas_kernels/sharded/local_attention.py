@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.backend import is_interpreting, multiplies_in_full
-from pallas_kernels.local_attention import Past, local_attention
+from pallas_kernels.local_attention import (
+    Past,
+    Preparation,
+    local_attention,
+    prepared,
+)
 from pallas_kernels.local_attention.part import Part
 from pallas_kernels.sharded.prefix import from_left, shards
 from pallas_kernels.sharded.ring import Ring, ring_attention
@@ -25,6 +30,7 @@ def local_attention_over(
     segment_ids: jax.Array | None = None,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
+    preparation: Preparation | None = None,
     precision: Literal["highest"] | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -43,6 +49,7 @@ def local_attention_over(
     if window is None and pieces > 1:
         precise = multiplies_in_full(precision)
         part = Part(softcap, precise, implementation, is_interpreting())
+        q_BTNH = prepared(q_BTNH, preparation)
         arrays = (q_BTNH, k_BTKH, v_BTKH, _ids(segment_ids, q_BTNH), sinks)
         return ring_attention(*arrays, ring=Ring(axis, pieces, part))
     past = None
@@ -58,6 +65,7 @@ def local_attention_over(
         softcap=softcap,
         sinks=sinks,
         past=past,
+        preparation=preparation,
         precision=precision,
         implementation=implementation,
     )

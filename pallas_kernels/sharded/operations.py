@@ -47,14 +47,17 @@ def local_attention(
     segment_ids: jax.Array | None = None,
     sinks: jax.Array | None = None,
     past: Any = None,
+    preparation: _local_attention.Preparation | None = None,
     **options: Any,
 ) -> jax.Array:
     """Returns `local_attention` of the arguments."""
     layout = current_layout()
     arrays = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH}
     arrays |= {"segment_ids": segment_ids, "sinks": sinks, "past": past}
+    arrays |= {"preparation": preparation}
     letters = {"q": "BTNH", "k": "BTKH", "v": "BTKH", "segment_ids": "BT"}
     letters |= {"sinks": "N", "past": jax.tree.map(_past_letters, past)}
+    letters |= {"preparation": jax.tree.map(_table_letters, preparation)}
     single = partial(_local_attention.local_attention, **options)
     over = None
     if layout is not None and past is None and k_BSKH.shape[1] == q_BTNH.shape[1]:
@@ -65,6 +68,13 @@ def local_attention(
 
 def _past_letters(x):
     return "BLKH" if x.ndim == 4 else "BL"
+
+
+def _table_letters(x):
+    """Returns the letters of a preparation's array; tables of batch 1 are no batch."""
+    if x.ndim == 1:
+        return "H"
+    return "BTF" if len(x) > 1 else "1TF"
 
 
 def _windowed(*tokens, past, **options):

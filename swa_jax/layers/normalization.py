@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.rms_norm import rms_norm
+
 
 class RMSNorm(nnx.Module):
     """y = w x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019)."""
@@ -14,10 +16,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, /) -> jax.Array:
         """Returns the normalised x in x's dtype."""
-        y = x.astype(jnp.float32)
-        y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        scale = jnp.expand_dims(self.scale[...], tuple(range(x.ndim - 1)))
-        return (y * scale).astype(x.dtype)
+        return rms_norm(x, self.scale[...], eps=self.eps).astype(x.dtype)
 
 
 class HeadNorm(nnx.Module):

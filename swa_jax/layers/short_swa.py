@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.local_attention import prepared, rotation
 from pallas_kernels.local_attention.step import WindowCache
+from pallas_kernels.rotary import rotate, turn_back
 from swa_jax.layers.attend import attend
 from swa_jax.layers.branches import heads_of
 from swa_jax.layers.linear import Linear
-from swa_jax.layers.rotary import rotate, turn_back
 
 Design = Literal["full", "low_rank", "free"]
 
@@ -74,13 +75,14 @@ class ShortSWA(nnx.Module):
         state: WindowCache | None,
     ) -> tuple[jax.Array, WindowCache | None]:
         """Returns y_BTM in x's dtype and the ring of the last tokens."""
-        q_BTNH, k_BTNH, v_BTNH = self._tokens(x_BTM, positions_BT)
+        q_BTNH, k_BTNH, v_BTNH, preparation = self._tokens(x_BTM, positions_BT)
         out_BTNH, state = attend(
             q_BTNH,
             k_BTNH,
             v_BTNH,
             state,
             segment_ids=segment_ids_BT,
+            preparation=preparation,
             window=self.window,
         )
         if self.design == "free":
@@ -92,7 +94,8 @@ class ShortSWA(nnx.Module):
         return x_BTM + gate_11M * y_BTM, state
 
     def _tokens(self, x_BTM, positions_BT):
-        """Returns queries, keys and values, N heads each."""
+        """Returns queries, keys and values, N heads each, and what is left to be done
+        to the queries."""
         x_BTNH = heads_of(x_BTM, self.heads)
 
         def turned(x_BTNH):
@@ -100,15 +103,16 @@ class ShortSWA(nnx.Module):
 
         if self.query is None or self.key is None:
             rotated_BTNH = turned(x_BTNH)
-            return rotated_BTNH, rotated_BTNH, rotated_BTNH
+            return rotated_BTNH, rotated_BTNH, rotated_BTNH, None
         if self.value is None:
             q_BTNR, k_BTNR = turned(self.query(x_BTNH)), turned(self.key(x_BTNH))
-            return *_filled_up(q_BTNR, k_BTNR, x_BTNH.shape[-1]), x_BTNH
+            return *_filled_up(q_BTNR, k_BTNR, x_BTNH.shape[-1]), x_BTNH, None
         q_BTNH, k_BTNH, v_BTNH = (
             heads_of(role(x_BTM), self.heads)
             for role in (self.query, self.key, self.value)
         )
-        return turned(q_BTNH), turned(k_BTNH), v_BTNH
+        turns = rotation(positions_BT, width=x_BTNH.shape[-1], theta=self.rope_theta)
+        return q_BTNH, prepared(k_BTNH, turns), v_BTNH, turns
 
 
 def _filled_up(q_BTNR, k_BTNR, width):

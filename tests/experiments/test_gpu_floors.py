@@ -15,7 +15,7 @@ from experiments.kernel_speed.gpu.floors import (
     floor,
     matrix_step_work,
     matrix_work,
-    rope_and_norm_work,
+    raw_attention_work,
 )
 from experiments.kernel_speed.gpu.matrix_memory.programs import matrix_sets, program
 from experiments.kernel_speed.gpu.programs import (
@@ -80,10 +80,13 @@ def test_bytes_are_those_of_every_array_read_or_written():
     assert attention_work(SHAPE, 5, "with gradients").bytes == moved
 
 
-def test_bytes_of_rope_and_norm_are_those_of_q_and_k():
+@pytest.mark.parametrize(("part", "times"), [("forward", 2), ("with gradients", 5)])
+def test_rope_and_norm_move_what_the_kernels_do_not_prepare(part, times):
     (q, k, *_), _ = results_of("forward")
-    assert rope_and_norm_work(SHAPE, "forward").bytes == 2 * nbytes(q, k)
-    assert rope_and_norm_work(SHAPE, "with gradients").bytes == 5 * nbytes(q, k)
+    bare = attention_work(SHAPE, 5, part)
+    for fused, moved in ((True, nbytes(k)), (False, nbytes(q, k))):
+        work = raw_attention_work(SHAPE, 5, part, fused=fused)
+        assert work == (bare.flops, bare.bytes + times * moved)
 
 
 def test_decode_counts_the_visible_slots_and_the_new_token():

@@ -18,12 +18,13 @@ from experiments.kernel_speed.gpu.origin import origin, source_digest
 from experiments.kernel_speed.gpu.programs import Forms
 from experiments.kernel_speed.gpu.results import read_results
 from experiments.kernel_speed.gpu.sizes import (
+    APART,
     CHUNKED,
     CUDNN,
     FLEX,
+    FUSED,
     OURS,
     QUICK,
-    ROPE,
     DecodeShape,
     Shape,
 )
@@ -81,8 +82,8 @@ def test_every_case_is_timed_checked_and_written(finished):
     assert len(content["races"]) == 4  # two windows, two parts
     for row in content["races"]:
         times = {time["contender"]: time for time in row["times"]}
-        assert list(times) == [OURS, CUDNN, CHUNKED, FLEX, ROPE]
-        for name in (OURS, CUDNN, CHUNKED, ROPE):
+        assert list(times) == [OURS, CUDNN, CHUNKED, FLEX, FUSED, APART]
+        for name in (OURS, CUDNN, CHUNKED, FUSED, APART):
             assert times[name]["failure"] is None
             assert len(times[name]["wall_seconds"]) == 2
             assert times[name]["median_seconds"] > 0

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import backend
-from pallas_kernels.local_attention import Past, local_attention
+from pallas_kernels.local_attention import (
+    Past,
+    Preparation,
+    local_attention,
+    prepared,
+)
 from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
@@ -21,8 +26,15 @@ IMPLEMENTATIONS = ["triton", "chunked", "reference"]
 FORMS = [("chunked", "float64"), ("triton", "float32")]  # and the widest dtype of each
 
 
-def arrays(seed, *, B=2, T=65, S=None, N=4, K=2, H=8, past=0, segments=0):
-    """Returns a dict of float64 arrays, with segment ids when `segments` > 0."""
+TABLES = ("cos", "sin", "scale")  # of a preparation
+EPS = 0.01
+
+
+def arrays(
+    seed, *, B=2, T=65, S=None, N=4, K=2, H=8, past=0, segments=0, preparation=""
+):
+    """Returns a dict of float64 arrays, with segment ids when `segments` > 0, and with
+    what makes queries of q: "rotation", or "norm and rotation"."""
     S = T if S is None else S
     rng = np.random.default_rng(seed)
     made = {
@@ -37,6 +49,11 @@ def arrays(seed, *, B=2, T=65, S=None, N=4, K=2, H=8, past=0, segments=0):
     if segments:
         ids = rng.integers(0, segments, size=(B, past + max(T, S)))
         made["ids"] = np.sort(ids, axis=1).astype(np.int32)
+    if preparation:
+        angles = rng.uniform(0, 7, size=(rng.choice([1, B]), T, H // 2))
+        made |= {"cos": np.cos(angles), "sin": np.sin(angles)}
+    if preparation == "norm and rotation":
+        made["scale"] = rng.uniform(0.5, 2, size=(H,))
     return made
 
 
@@ -45,6 +62,11 @@ def operation(*arrays, implementation=None, **options):
     named = implementation == "triton"
     with backend.interpreted() if named else contextlib.nullcontext():
         return local_attention(*arrays, implementation=implementation, **options)
+
+
+def preparation_of(shape, dtype=np.float32):
+    """Returns two tables of zeros."""
+    return (np.zeros(shape, dtype), np.zeros(shape, dtype))
 
 
 def attend(
@@ -58,6 +80,9 @@ def attend(
     if P:
         past_ids = a["ids"][:, :P] if "ids" in a else None
         past = Past(a["past_k"], a["past_v"], past_ids)
+    preparation = None
+    if "cos" in a:
+        preparation = Preparation(a["cos"], a["sin"], a.get("scale"), eps=EPS)
     return operation(
         a["q"],
         a["k"],
@@ -67,6 +92,7 @@ def attend(
         softcap=softcap,
         sinks=a["sinks"] if sinks else None,
         past=past,
+        preparation=preparation,
         precision=precision,
         implementation=implementation,
     )
@@ -94,7 +120,9 @@ def value_and_gradients(a, /, *, window, **options):
 def check_against_reference(a, dtype, implementation, /, *, windows, **options):
     """Returns nothing; the implementation in `dtype` equals the float64 reference."""
     with jax.enable_x64(True):
-        cast = {k: v if k == "ids" else jnp.asarray(v, dtype) for k, v in a.items()}
+        wide = "float64" if dtype == "float64" else "float32"
+        dtypes = dict.fromkeys(a, dtype) | dict.fromkeys(TABLES, wide)
+        cast = {k: v if k == "ids" else jnp.asarray(v, dtypes[k]) for k, v in a.items()}
         exact = {k: v if k == "ids" else v.astype(jnp.float64) for k, v in cast.items()}
         for window in windows:
             options["window"] = None if window is None else jnp.int32(window)
@@ -118,6 +146,45 @@ def test_wide_heads_in_full_float32_are_exact():
     a = arrays(3, B=1, T=40, N=2, K=1, H=200)
     options = {"windows": [7], "precision": "highest"}
     check_against_reference(a, "float32", "triton", **options)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), FORMS)
+@pytest.mark.parametrize("H", [2, 24, 32])
+@pytest.mark.parametrize("preparation", ["rotation", "norm and rotation"])
+def test_queries_are_prepared_exactly(preparation, H, implementation, dtype):
+    for T in (1, 63, 130):
+        a = arrays(T, T=T, H=H, past=20, segments=3, preparation=preparation)
+        options = {"windows": [2, 40], "softcap": 8.0, "sinks": True}
+        check_against_reference(a, dtype, implementation, **options)
+
+
+def test_preparation_of_full_float32_and_of_narrow_dtypes():
+    a = arrays(3, B=1, T=40, N=2, K=1, H=200, preparation="norm and rotation")
+    check_against_reference(a, "float32", "triton", windows=[7], precision="highest")
+    for dtype in ("bfloat16", "float16"):
+        a = arrays(4, T=100, H=32, preparation="norm and rotation")
+        check_against_reference(a, dtype, "triton", windows=[30])
+
+
+def test_an_odd_head_has_no_pairs_to_rotate():
+    a = {n: x[..., :3] if n in "qkv" else x for n, x in arrays(0, T=4, H=4).items()}
+    cos = np.ones((1, 4, 1))
+    with pytest.raises(ValueError, match="even head width; got 3"):
+        attend({**a, "cos": cos, "sin": cos}, window=2)
+
+
+def test_a_prepared_query_is_normed_then_turned_pair_by_pair():
+    a = arrays(5, T=9, H=8, preparation="norm and rotation")
+    mean = np.mean(a["q"] ** 2, axis=-1, keepdims=True)
+    normed = a["scale"] * a["q"] / np.sqrt(mean + EPS)
+    turns = (a["cos"] + 1j * a["sin"])[:, :, None]
+    pairs = (normed[..., :4] + 1j * normed[..., 4:]) * turns
+    wanted = np.concatenate([pairs.real, pairs.imag], axis=-1)
+    with jax.enable_x64(True):
+        exact = {name: jnp.asarray(x) for name, x in a.items()}
+        tables = Preparation(*(exact[name] for name in TABLES), eps=EPS)
+        assert_near(prepared(exact["q"], tables), wanted, dtype="float64")
+        assert prepared(exact["q"], None) is exact["q"]
 
 
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])
@@ -259,10 +326,14 @@ def test_the_loop_visits_only_the_blocks_of_its_window():
 
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])
 def test_transformations_commute_with_the_operation(implementation):
-    a = {n: jnp.asarray(x, jnp.float32) for n, x in arrays(7, T=40).items()}
+    a = arrays(7, T=40, preparation="norm and rotation")
+    a = {n: jnp.asarray(x, jnp.float32) for n, x in a.items()}
+    angles = {n: jnp.tile(a[n], (2 // len(a[n]), 1, 1)) for n in ("cos", "sin")}
     attend_9 = partial(attend, window=9, implementation=implementation)
-    one_row = lambda a: attend_9(jax.tree.map(lambda x: x[None], a))[0]  # noqa: E731
-    rows = {n: a[n] for n in "qkv"}
+    rows = {n: a[n] for n in "qkv"} | angles
+
+    def one_row(row):
+        return attend_9({n: x[None] for n, x in row.items()} | {"scale": a["scale"]})[0]
 
     def gradients(attend_rows):
         @partial(jax.grad, has_aux=True)
@@ -275,15 +346,17 @@ def test_transformations_commute_with_the_operation(implementation):
     def scanned(a):
         return jax.lax.scan(lambda _, row: (None, one_row(row)), None, a)[1]
 
-    wanted = gradients(attend_9)
-    for attend_rows in (jax.vmap(one_row), jax.checkpoint(attend_9), scanned):
+    whole = lambda rows: attend_9(rows | {"scale": a["scale"]})  # noqa: E731
+    wanted = gradients(whole)
+    for attend_rows in (jax.vmap(one_row), jax.checkpoint(whole), scanned):
         assert_near(gradients(attend_rows), wanted, dtype="float32")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])
 def test_batch_and_heads_shard(implementation):
-    a = arrays(8, B=2, T=40, segments=3)
+    a = arrays(8, B=2, T=40, segments=3, preparation="norm and rotation")
+    rows = P("data" if len(a["cos"]) > 1 else None)
     weights = a["q"] + 1
     a = {n: x if n == "ids" else jnp.asarray(x, jnp.float32) for n, x in a.items()}
     options = {"window": 9, "sinks": True, "implementation": implementation}
@@ -303,7 +376,12 @@ def test_batch_and_heads_shard(implementation):
         partial(loss, **options),
         mesh=mesh,
         in_specs=(
-            {**dict.fromkeys("qkv", heads), "sinks": P("tensor")},
+            {
+                **dict.fromkeys("qkv", heads),
+                **dict.fromkeys(("cos", "sin"), rows),
+                "sinks": P("tensor"),
+                "scale": P(),
+            },
             P("data"),
             heads,
         ),
@@ -340,6 +418,17 @@ def test_agrees_with_jax_dot_product_attention():
         ({"q": np.zeros((2, 8, 4, 4), np.int32)}, "floating"),
         ({"q": np.zeros((2, 8, 4, 4), np.float16)}, "one dtype"),
         ({"implementation": "fast"}, "implementation"),
+        ({"preparation": preparation_of((2, 8, 2))[:2]}, "as a Preparation"),
+        ({"preparation": Preparation(*preparation_of((2, 8, 4)))}, "cos_BTF of shape"),
+        ({"preparation": Preparation(*preparation_of((2, 7, 2)))}, "cos_BTF of shape"),
+        (
+            {"preparation": Preparation(*preparation_of((1, 8, 2)), np.ones(3))},
+            "scale_H of shape",
+        ),
+        (
+            {"preparation": Preparation(*preparation_of((1, 8, 2), np.float16))},
+            "in float32",
+        ),
         (
             {
                 "past": Past(*[np.zeros((2, 3, 2, 4), np.float32)] * 2),

@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.local_attention import local_attention, local_attention_step
+from pallas_kernels.local_attention import (
+    Preparation,
+    local_attention,
+    local_attention_step,
+)
 from pallas_kernels.local_attention.shipped import (
     SOFTCAP,
     configurations,
@@ -28,32 +32,35 @@ TF32 = "bfloat16"  # ten bits of mantissa: near that row of the tolerances
 
 
 def arguments(configuration, *, seed):
-    """Returns (q, k, v, dout, [segment_ids, sinks]) for the compiled gradients."""
+    """Returns (q, k, v, dout, segment_ids, sinks, preparation) for `gradients`."""
     random = np.random.default_rng(seed)
     heads, kv_heads = configuration.heads
     shapes = [
         (B, T, n, configuration.width) for n in (heads, kv_heads, kv_heads, heads)
     ]
     made = [jnp.asarray(random.standard_normal(s), configuration.dtype) for s in shapes]
+    ids = sinks = preparation = None
     if configuration.full:
         ids = np.sort(random.integers(0, 4, (B, T)), axis=1).astype(np.int32)
         ids[:, -20:] = -1
-        made += [
-            jnp.asarray(ids),
-            jnp.asarray(random.standard_normal(heads), "float32"),
-        ]
-    return made
+        sinks = jnp.asarray(random.standard_normal(heads), "float32")
+    if configuration.raw:
+        angles = random.uniform(0, 7, (B, T, configuration.width // 2))
+        scale = random.uniform(0.5, 2, configuration.width)
+        tables = (np.cos(angles), np.sin(angles), scale)
+        preparation = Preparation(*(jnp.asarray(x, "float32") for x in tables))
+    return [*made, None if ids is None else jnp.asarray(ids), sinks, preparation]
 
 
-def reference(configuration, window, q, k, v, dout, segment_ids=None, sinks=None):
+def reference(configuration, window, q, k, v, dout, segment_ids, sinks, preparation):
     """Returns the output and the gradients by the definition, in float64."""
     with jax.enable_x64(True):
-        floats = [
-            None if a is None else a.astype(jnp.float64) for a in (q, k, v, sinks)
-        ]
+        floats = jax.tree.map(
+            lambda a: a.astype(jnp.float64), (q, k, v, sinks, preparation)
+        )
 
         @jax.jit
-        def attend(q, k, v, sinks):
+        def attend(q, k, v, sinks, preparation):
             return local_attention(
                 q,
                 k,
@@ -62,6 +69,7 @@ def reference(configuration, window, q, k, v, dout, segment_ids=None, sinks=None
                 segment_ids=segment_ids,
                 softcap=SOFTCAP if configuration.full else None,
                 sinks=sinks,
+                preparation=preparation,
                 implementation="reference",
             )
 

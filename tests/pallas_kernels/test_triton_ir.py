@@ -18,7 +18,7 @@ import pytest
 
 from pallas_kernels.inspect.accesses import ACCESSES
 from pallas_kernels.inspect.triton_ir import operations, parse
-from pallas_kernels.local_attention import local_attention, rows
+from pallas_kernels.local_attention import Preparation, local_attention, rows
 from pallas_kernels.local_attention.step import local_attention_step, window_cache
 from tests.pallas_kernels.triton_programs import Program, is_unmasked, run_integers
 
@@ -35,6 +35,7 @@ class Sizes(NamedTuple):
     N: int = 4
     K: int = 2
     segments: bool = True
+    raw: bool = False  # the kernels norm and rotate the queries
 
 
 def attention_arrays(sizes: Sizes):
@@ -47,13 +48,17 @@ def attention_arrays(sizes: Sizes):
     )
     ids = np.sort(np.random.default_rng(0).integers(0, 3, (B, max(T, S))), axis=1)
     segment_ids = jnp.asarray(ids, jnp.int32) if sizes.segments else None
-    return q, k, v, segment_ids, jnp.zeros(N)
+    preparation = None
+    if sizes.raw:
+        turns = jax.random.normal(key, (1, T, H // 2))
+        preparation = Preparation(turns, turns, jnp.ones(H))
+    return q, k, v, segment_ids, jnp.zeros(N), preparation
 
 
-def attention_gradients(window, q, k, v, segment_ids, sinks):
+def attention_gradients(window, q, k, v, segment_ids, sinks, preparation):
     """Returns the gradients of a sum of local_attention; runs all of its kernels."""
 
-    def total(q, k, v, sinks):
+    def total(q, k, v, sinks, preparation):
         out = local_attention(
             q,
             k,
@@ -61,17 +66,19 @@ def attention_gradients(window, q, k, v, segment_ids, sinks):
             window=window,
             segment_ids=segment_ids,
             sinks=sinks,
+            preparation=preparation,
             implementation="triton",
         )
         return jnp.sum(out.astype(jnp.float32))
 
-    return jax.grad(total, argnums=(0, 1, 2, 3))(q, k, v, sinks)
+    return jax.grad(total, argnums=(0, 1, 2, 3, 4))(q, k, v, sinks, preparation)
 
 
 CALLS = {
     "a ragged head, segments": Sizes(T=100, S=100, H=24),
     "more keys than queries": Sizes(T=70, S=300, H=32, B=1, segments=False),
     "more queries than keys": Sizes(T=140, S=77, H=16, B=1, N=3, K=1),
+    "raw queries of a ragged head": Sizes(T=100, S=130, H=24, raw=True),
     "whole blocks": Sizes(T=300, S=300, H=32, B=1, N=2, K=1, segments=False),
 }
 WINDOWS = (1, 40, 1000)
@@ -101,12 +108,12 @@ def test_no_active_lane_is_outside_and_each_output_is_written_once(programs, nam
             found = run_integers(kernel, integers)
             assert found.wrong == []
             left[i] |= found.left
-    lengths = (CALLS[name].T, CALLS[name].S)
+    T, S, H = (getattr(CALLS[name], letter) for letter in "TSH")
     for i, kernel in enumerate(program.kernels):
-        along_tokens = [len(s) > 1 and s[1] in lengths for s in kernel.shapes]
-        assert left[i] == set(np.flatnonzero(along_tokens)), (
-            "no mask is put to the test"
-        )
+        along_tokens = {j for j, s in enumerate(kernel.shapes) if set(s[1:]) & {T, S}}
+        of_a_head = {j for j, s in enumerate(kernel.shapes) if s[-1] == H}
+        masked = along_tokens | (of_a_head if H == 24 else set())
+        assert left[i] == masked, "no mask is put to the test"
 
 
 def test_every_load_and_store_is_reached(programs):
@@ -168,16 +175,16 @@ def test_the_decode_kernel_stays_inside_too(new_tokens):
 
 
 def without_row_masks(monkeypatch):
-    monkeypatch.setattr(rows, "_both", lambda valid_R, inside_1H: inside_1H)
+    monkeypatch.setattr(rows, "both", lambda valid_R, inside_1H: inside_1H)
 
 
 def without_column_masks(monkeypatch):
-    columns = rows._columns
-    monkeypatch.setattr(rows, "_columns", lambda *sizes: (columns(*sizes)[0], None))
+    columns = rows.columns
+    monkeypatch.setattr(rows, "columns", lambda *sizes: (columns(*sizes)[0], None))
 
 
 def without_any_mask(monkeypatch):
-    monkeypatch.setattr(rows, "_both", lambda valid_R, inside_1H: None)
+    monkeypatch.setattr(rows, "both", lambda valid_R, inside_1H: None)
 
 
 def without_masks_of_keys(monkeypatch):

@@ -8,14 +8,14 @@ from .floors import decode_work
 from .groups import Group, Limit, Values, verdict
 from .matrix_memory.claims import matrix_groups
 from .results import LARGEST_ERROR, DecodeRow, GpuResults, RaceKey, RaceRow
-from .sizes import CUDNN, FLEX, OURS, ROPE, DecodeShape, GpuSizes, Shape, Window
+from .sizes import APART, CUDNN, FLEX, FUSED, OURS, DecodeShape, GpuSizes, Shape, Window
 from .times import share
 
 SHORT_WINDOW, SHORT_RATIO, SHORT_SHARE = 128, 0.8, 0.5
 LONG_WINDOWS, LONG_RATIO = (512, 2048), 1.0
 FLEX_RATIO = 1.0
 DECODE_SHARE = 0.8
-LARGEST_ROPE = 0.1  # of the attention's time
+FUSED_RATIO = 1.0
 # A ring below this lies in the L2 cache of a large GPU, or is read faster than a
 # kernel starts; what holds there says nothing about bandwidth.
 DECODE_BYTES = 64_000_000
@@ -121,7 +121,7 @@ def _error(row: RaceRow) -> float | None:
 
 
 def _rope(results: GpuResults, sizes: GpuSizes) -> list[Group]:
-    """Returns the claims that rope and norm cost too little to be worth fusing."""
+    """Returns the claims that rope and norm of queries are worth fusing."""
     rows = {row.key: row for row in results.races}
     groups = []
     for shape in sizes.shapes:
@@ -129,16 +129,20 @@ def _rope(results: GpuResults, sizes: GpuSizes) -> list[Group]:
             continue
         for part in PARTS:
             row = rows.get((shape.row, shape.width, SHORT_WINDOW, part))
-            text = f"rope + norm (XLA) / attention, width {shape.width}, "
+            text = f"rope + norm, fused / apart, width {shape.width}, "
             text += f"W {SHORT_WINDOW}, {part}"
-            groups.append(Group(text, [_rope_share(row)], Limit(LARGEST_ROPE)))
+            ratio = None if row is None else fused_over_apart(row)
+            groups.append(Group(text, [ratio], Limit(FUSED_RATIO)))
     return groups
 
 
-def _rope_share(row: RaceRow | None) -> float | None:
-    """Returns the time of rope and norm over that of our attention."""
-    time = None if row is None else row.time_of(ROPE)
-    return None if time is None or time.ratio is None else 1.0 / time.ratio
+def fused_over_apart(row: RaceRow, /) -> float | None:
+    """Returns the time with rope and norm of queries fused over that with them apart;
+    both were raced against ours without either."""
+    fused, apart = row.time_of(FUSED), row.time_of(APART)
+    if fused is None or apart is None or not fused.ratio or not apart.ratio:
+        return None
+    return apart.ratio / fused.ratio
 
 
 def _keys(shape: Shape) -> list[RaceKey]:

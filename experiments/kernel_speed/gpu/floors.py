@@ -70,15 +70,19 @@ def attention_work(shape: Shape, window: Window, part: Part, /) -> Work:
     return Work(flops, moved)
 
 
-def rope_and_norm_work(shape: Shape, part: Part, /) -> Work:
-    """Returns the bytes of rope and norm of q and k: read once, written once.
+def raw_attention_work(
+    shape: Shape, window: Window, part: Part, /, *, fused: bool
+) -> Work:
+    """Returns the work of attention that norms and rotates queries and keys first.
 
-    With gradients the backward pass reads q, k and both cotangents, and writes dq, dk.
-    It has no matmuls.
+    Keys, and queries unless `fused`, are read and written once before it; with
+    gradients they and their cotangents are read, and their gradients written, after it.
     """
-    heads = shape.query_heads + shape.kv_heads
+    heads = shape.kv_heads + (0 if fused else shape.query_heads)
     array = NUMBER_BYTES * shape.tokens * heads * shape.width
-    return Work(0.0, (2 + 3) * array if part == "with gradients" else 2 * array)
+    work = attention_work(shape, window, part)
+    moved = (2 + 3) * array if part == "with gradients" else 2 * array
+    return work._replace(bytes=work.bytes + moved)
 
 
 def decode_work(shape: DecodeShape, /) -> Work:

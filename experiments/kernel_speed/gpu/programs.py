@@ -1,4 +1,4 @@
-"""What is raced in JAX: ours, cuDNN through jax.nn, the chunked form, rope and norm.
+"""What is raced in JAX: ours, cuDNN through jax.nn, the chunked form; rope and norm.
 
 All take (window, q, k, v, the output's cotangent) and compile before any clock starts,
 several at a time.
@@ -7,22 +7,20 @@ several at a time.
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.local_attention import local_attention
+from pallas_kernels.local_attention import local_attention, prepared, rotation
 from pallas_kernels.local_attention.chunked import BLOCK
 from pallas_kernels.local_attention.tiles import SHORT
-from swa_jax.layers.functional import functional
-from swa_jax.layers.normalization import RMSNorm
-from swa_jax.layers.rotary import rotate
 
 from ..cases import Part
 from .clocks import Refusal, reason
-from .sizes import CUDNN, OURS, Shape, Window
+from .sizes import APART, CUDNN, FUSED, OURS, Shape, Window
 
 REFERENCE = "float32 reference"
 ROPE_THETA = 10_000.0
@@ -74,7 +72,7 @@ def attention_key(name: str, window: Window, part: Part, /) -> ProgramKey:
     Ours takes its tiles by the class of the window: a short one is compiled in, all
     longer ones share a program, which is the same kernel. cuDNN compiles each in.
     """
-    if name == OURS:
+    if name in (OURS, FUSED, APART):
         short = window is not None and window <= SHORT
         return ProgramKey(name, window if short else "any", part)
     return ProgramKey(name, window if name == CUDNN else "any", part)
@@ -143,29 +141,30 @@ def reference_program(part: Part, /) -> Callable[..., Any]:
     return run
 
 
-def rope_program(width: int, part: Part, /) -> Callable[..., Any]:
-    """Returns (window, q, k, v, dout) -> q and k, normalised and rotated.
-
-    With gradients, those of q, k and both norms' scales too; v stands for the cotangent
-    of the rotated k.
+def raw_program(key: ProgramKey, forms: Forms, width: int, /) -> Callable[..., Any]:
+    """Returns (window, q, k, v, dout) -> our attention of q and k that are still to be
+    normed and rotated: FUSED or APART. With gradients, those of both norms' scales too.
     """
-    norm = functional(lambda rngs: RMSNorm(width), name="norm")
+    eps = 1e-6
 
-    def both(q_BTNH, k_BTKH, q_norm, k_norm, *, positions_BT):
-        return tuple(
-            rotate(norm.bind(params)(x), positions_BT, theta=ROPE_THETA)
-            for x, params in ((q_BTNH, q_norm), (k_BTKH, k_norm))
-        )
+    def attend(q_BTNH, k_BTKH, v_BTKH, q_scale_H, k_scale_H, *, turns, window):
+        queries = replace(turns, scale_H=q_scale_H, eps=eps)
+        if key.name == APART:
+            q_BTNH, queries = prepared(q_BTNH, queries), None
+        k_BTKH = prepared(k_BTKH, replace(turns, scale_H=k_scale_H, eps=eps))
+        operation = attention_operation(OURS, forms)
+        return operation(q_BTNH, k_BTKH, v_BTKH, window=window, preparation=queries)
 
     def run(window, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
-        scales = [norm.init(jax.random.key(0)) for _ in "qk"]
         tokens_T = jnp.arange(q_BTNH.shape[1], dtype=jnp.int32)
         # Positions known only at run time, as in a model: nothing is folded away.
-        function = partial(both, positions_BT=(tokens_T + window)[None])
-        if part == "forward":
-            return function(q_BTNH, k_BTKH, *scales)
-        rotated, pullback = jax.vjp(function, q_BTNH, k_BTKH, *scales)
-        return rotated, pullback((dout_BTNH, v_BTKH))
+        turns = rotation((tokens_T + window)[None], width=width, theta=ROPE_THETA)
+        if key.window != "any":
+            window = key.window
+        scales = [jnp.ones((width,)) for _ in "qk"]
+        attention = partial(attend, turns=turns, window=window)
+        arrays = (q_BTNH, k_BTKH, v_BTKH, *scales, dout_BTNH)
+        return part_of(attention, key.part)(*arrays)
 
     return run
 

@@ -25,11 +25,11 @@ from .programs import (
     block_visits,
     compile_all,
     input_sets,
+    raw_program,
     reference_program,
-    rope_program,
 )
 from .results import RaceRow
-from .sizes import CHUNKED, CUDNN, FLEX, OURS, ROPE, GpuSizes, Shape, Window
+from .sizes import APART, CHUNKED, CUDNN, FLEX, FUSED, OURS, GpuSizes, Shape, Window
 from .times import time_of
 
 Case = tuple[Window, Part]
@@ -96,7 +96,9 @@ def _prepare(shape: Shape, cases: Sequence[Case], setting: Setting) -> Prepared:
             operation = attention_operation(name, setting.forms)
             programs[key] = attention_program(operation, key)
         if shape.row == setting.sizes.rope_row:
-            programs[ProgramKey(ROPE, "any", part)] = rope_program(shape.width, part)
+            for name in (FUSED, APART):
+                key = attention_key(name, window, part)
+                programs[key] = raw_program(key, setting.forms, shape.width)
         if shape.row == setting.sizes.reference_row:
             programs[ProgramKey(REFERENCE, "any", part)] = reference_program(part)
     compiled = compile_all(programs, (_operand(shape, None), *sets[0]))
@@ -176,7 +178,8 @@ def _contenders(
     else:
         contenders[FLEX] = flex
     if shape.row == sizes.rope_row:
-        contenders[ROPE] = contender(ProgramKey(ROPE, "any", part))
+        raw = (FUSED, APART)
+        contenders |= {n: contender(attention_key(n, window, part)) for n in raw}
     return contenders
 
 
@@ -202,7 +205,7 @@ def check(contenders: Mapping[str, Contender | Refusal], wanted: Any, /) -> Chec
                 checked.repeatable = equal_bits(ours, contender.launch(0))
                 if wanted is not None:
                     checked.error = largest_relative_difference(ours, wanted)
-            elif name != ROPE and ours is not None:
+            elif name not in (FUSED, APART) and ours is not None:
                 difference = largest_relative_difference(result, ours)
                 checked.differences[name] = difference
         except Exception as error:  # any: it becomes a row

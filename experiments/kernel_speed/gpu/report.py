@@ -6,14 +6,14 @@ from pathlib import Path
 from ..cases import PARTS, Part
 from ..claims import Claim
 from ..report import claims_table, provenance_table
-from ..tables import Table, milliseconds, page, percent
+from ..tables import Table, milliseconds, page
 from .cells import number, off_the_peers, repeats, time_cell, wall_cell
-from .claims import judge
-from .floors import Peaks, floor, rope_and_norm_work
+from .claims import fused_over_apart, judge
+from .floors import Peaks, floor, raw_attention_work
 from .matrix_memory.report import matrix_tables
 from .plot import draw
 from .results import GpuResults, RaceRow, to_json
-from .sizes import CHUNKED, CUDNN, FLEX, OURS, ROPE, GpuSizes
+from .sizes import APART, CHUNKED, CUDNN, FLEX, FUSED, OURS, GpuSizes
 from .times import Time
 
 INTRODUCTION = (
@@ -143,29 +143,34 @@ def _longest_kernel(time: Time) -> float | None:
 
 
 def _rope(results: GpuResults, sizes: GpuSizes) -> Table:
-    """Returns rope and norm beside our attention: what fusing could save at most."""
-    tokens = {(s.row, s.width): s for s in sizes.shapes}
+    """Returns rope and norm, fused and apart, beside the attention without them."""
+    shapes = {(s.row, s.width): s for s in sizes.shapes}
     rows = []
     for row in results.races:
-        time, ours = row.time_of(ROPE), row.times[0]
-        if time is None or (row.row, row.width) not in tokens:
+        fused, apart = row.time_of(FUSED), row.time_of(APART)
+        shape = shapes.get((row.row, row.width))
+        if fused is None or apart is None or shape is None:
             continue
-        work = rope_and_norm_work(tokens[row.row, row.width], row.part)
-        share_of_both = None if time.ratio is None else 1 / (1 + time.ratio)
+        works = (
+            raw_attention_work(shape, row.window, row.part, fused=is_fused)
+            for is_fused in (True, False)
+        )
+        times = zip(works, (fused, apart), strict=True)
         rows.append(
             (
                 row.part,
                 str(row.width),
                 "full" if row.window is None else str(row.window),
-                time_cell(work, time, results.peaks),
-                time_cell(row.work, ours, results.peaks),
-                "-" if share_of_both is None else percent(share_of_both),
+                time_cell(row.work, row.times[0], results.peaks),
+                *(time_cell(work, time, results.peaks) for work, time in times),
+                number(fused_over_apart(row)),
             )
         )
-    columns = ("part", "width", "W", ROPE, "attention", "share of both")
+    columns = ("part", "width", "W", OURS, FUSED, APART, "fused / apart")
     note = (
-        "A fused kernel saves at most the time of rope and norm, whose floor is their "
-        "bytes, read and written once"
+        "Queries and keys are normed and rotated before they meet. Fused: the kernels "
+        "prepare queries (where a head has at most 128 numbers; else both are the "
+        "same), XLA keys. Apart: XLA prepares both. The floors have what is moved"
     )
     return Table("Is it worth fusing rope and norm?", note, columns, rows)
 

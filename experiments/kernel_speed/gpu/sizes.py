@@ -10,7 +10,9 @@ Form = Literal["exp", "sigmoid", "linear"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 OURS, CUDNN, FLEX, CHUNKED = "ours", "cuDNN", "FlexAttention", "chunked"
-ROPE = "rope + norm (XLA)"
+# Ours with a norm and a rotation of queries and keys: of the queries in the kernels, or
+# of both by XLA before them.
+FUSED, APART = "rope + norm, fused", "rope + norm, apart"
 ON_CHIP, WRITTEN = "state on chip", "states written"
 XL_CHUNK, SIMPLE_GLA = "xl_chunk", "simple_gla"
 
@@ -100,7 +102,7 @@ class GpuSizes:
     - `matrices`, `matrix_steps`: races and steps of the matrix memory.
     - `errors`: its errors against float64 are measured at these shapes.
     - `reference_row`: our error is measured at rows of this length.
-    - `rope_row`: rope and norm run beside the attention at rows of this length.
+    - `rope_row`: rope and norm, fused and apart, run at rows of this length.
     - `block_visits`: the chunked form runs where it visits at most as many pairs of
       blocks one after the other.
     - `matmul_size`: side of the matrices that measure the matmul peak.

@@ -1,18 +1,19 @@
 """Grouped-query softmax attention over a window, with a ring buffer as its state."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.local_attention import Preparation, prepared, rotation
 from pallas_kernels.local_attention.step import WindowCache
 from swa_jax.layers.attend import attend
 from swa_jax.layers.branches import Branch, heads_of
 from swa_jax.layers.initialization import input_std
 from swa_jax.layers.normalization import RMSNorm
-from swa_jax.layers.rotary import rotate
 from swa_jax.layers.statistics import past_of
 
 
@@ -65,13 +66,14 @@ class WindowAttention(nnx.Module):
         Cached keys are already rotated. A window of None reads all that there is.
         """
         del depth
-        q_BTNH, k_BTKH = self._queries_and_keys(branches, positions_BT)
+        q_BTNH, k_BTKH, (queries, keys) = self._raw(branches, positions_BT)
         out_BTNH, state = attend(
             q_BTNH,
-            k_BTKH,
+            prepared(k_BTKH, keys),
             heads_of(branches["value"], self.kv_heads),
             state,
             segment_ids=segment_ids_BT,
+            preparation=queries,
             window=window,
             softcap=self.softcap,
             sinks=None if self.sinks is None else self.sinks[...],
@@ -82,7 +84,8 @@ class WindowAttention(nnx.Module):
         self, branches: dict[str, jax.Array], x_BTD: jax.Array, /, **options: Any
     ) -> dict[str, jax.Array]:
         """Returns the largest logit before its soft-cap, of the keys that are read."""
-        q_BTNH, k_BSKH = self._queries_and_keys(branches, options["positions_BT"])
+        q_BTNH, k_BSKH, preparations = self._raw(branches, options["positions_BT"])
+        q_BTNH, k_BSKH = map(prepared, (q_BTNH, k_BSKH), preparations)
         q_BTKGH = q_BTNH.reshape(*k_BSKH.shape[:3], -1, q_BTNH.shape[-1])
         logits_BKGTS = jnp.einsum(
             "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
@@ -91,15 +94,18 @@ class WindowAttention(nnx.Module):
         logits_BKGTS = jnp.where(seen_BTS[:, None, None], logits_BKGTS, -jnp.inf)
         return {"attention_logit_max": jnp.max(logits_BKGTS)}
 
-    def _queries_and_keys(
+    def _raw(
         self, branches: dict[str, jax.Array], positions_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns both as the attention reads them: normed and rotated."""
+    ) -> tuple[jax.Array, jax.Array, list[Preparation]]:
+        """Returns queries and keys as projected, and how the attention reads them:
+        normed and rotated."""
         q_BTNH = heads_of(branches["query"], self.heads)
         k_BTKH = heads_of(branches["key"], self.kv_heads)
-        if self.query_norm is not None and self.key_norm is not None:
-            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        return (
-            rotate(q_BTNH, positions_BT, theta=self.rope_theta),
-            rotate(k_BTKH, positions_BT, theta=self.rope_theta),
-        )
+        turns = rotation(positions_BT, width=q_BTNH.shape[-1], theta=self.rope_theta)
+        preparations = [
+            turns
+            if norm is None
+            else replace(turns, scale_H=norm.scale[...], eps=norm.eps)
+            for norm in (self.query_norm, self.key_norm)
+        ]
+        return q_BTNH, k_BTKH, preparations

@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels.linear_attention import LinearAttentionState
+from pallas_kernels.rotary import rotate
 from pallas_kernels.sharded import linear_attention
 from swa_jax.layers.branches import four_branches, heads_of
 from swa_jax.layers.normalization import HeadNorm
-from swa_jax.layers.rotary import rotate
 
 
 class RetNet(nnx.Module):

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import sharded
-from pallas_kernels.local_attention import Past, window_cache
+from pallas_kernels.local_attention import Past, Preparation, window_cache
 from pallas_kernels.local_attention import local_attention as attention_on_one
 from pallas_kernels.local_attention import local_attention_step as step_on_one
 from pallas_kernels.sharded import Layout, laid_out, placed
@@ -41,6 +41,7 @@ def attention_arrays(*, B, T, N, K, seed=0):
 )
 def test_what_does_not_divide_stays_whole(B, T, N, K):
     arrays = attention_arrays(B=B, T=T, N=N, K=K)
+    arrays = [*arrays, preparation_of(1 if B == 3 else B, T)]
     wanted, dwanted = jax.value_and_grad(total, argnums=1)(attention_on_one, arrays)
     with laid_out(layout_of(data=2, context=2, tensor=2)):
         found, dfound = jax.jit(jax.value_and_grad(total, argnums=1), static_argnums=0)(
@@ -50,7 +51,18 @@ def test_what_does_not_divide_stays_whole(B, T, N, K):
 
 
 def total(function, arrays):
-    return jnp.sum(jnp.sin(function(*arrays, window=4)))
+    *tokens, preparation = arrays
+    return jnp.sum(jnp.sin(function(*tokens, window=4, preparation=preparation)))
+
+
+def preparation_of(B, T):
+    """Returns a norm and a rotation of each token's own, or of each row's."""
+    rng = np.random.default_rng(2)
+    cos, sin, scale = (
+        jnp.asarray(rng.normal(size=shape), "float32")
+        for shape in ((B, T, H // 2), (B, T, H // 2), (H,))
+    )
+    return Preparation(cos, sin, scale)
 
 
 def test_fewer_key_heads_than_pieces_reach_the_query_heads_that_read_them():

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.backend import interpreted
-from pallas_kernels.local_attention import local_attention
+from pallas_kernels.local_attention import Preparation, local_attention
 from pallas_kernels.sharded.local_attention import local_attention_over
 from tests.pallas_kernels.sharded.recurrences import mesh_of
 from tests.tolerances import assert_near
@@ -18,15 +18,26 @@ B, N, K, H = 2, 4, 2, 8
 
 
 def numbers(T, *, segments, sinks, dtype="float64"):
-    """Returns random q, k, v, the cotangent of the output, ids of segments that cross
-    the shards' borders, and sinks; the last two may be None."""
+    """Returns random (q, k, v, sinks, what prepares q), the cotangent of the output,
+    and ids of segments that cross the shards' borders.
+
+    Without sinks queries come prepared."""
     rng = np.random.default_rng(T)
     q, k, v, dout = (
         jnp.asarray(rng.normal(size=(B, T, heads, H)), dtype) for heads in (N, K, K, N)
     )
     ids = np.sort(rng.integers(-1, 3, (B, T)), axis=1).astype(np.int32)
-    sinks_N = jnp.asarray(rng.normal(size=N), dtype) if sinks else None
-    return (q, k, v, sinks_N), dout, jnp.asarray(ids) if segments else None
+    ids = jnp.asarray(ids) if segments else None
+    if not sinks:
+        return (q, k, v, None, None), dout, ids
+    wide = "float64" if dtype == "float64" else "float32"
+    cos, sin, scale = (
+        jnp.asarray(rng.normal(size=shape), wide)
+        for shape in ((1, T, H // 2), (1, T, H // 2), (H,))
+    )
+    preparation = Preparation(cos, sin, scale)
+    sinks_N = jnp.asarray(rng.normal(size=N), dtype)
+    return (q, k, v, sinks_N, preparation), dout, ids
 
 
 def values_and_gradients(function, arrays, dout, **options):
@@ -35,16 +46,18 @@ def values_and_gradients(function, arrays, dout, **options):
     return out, backward(dout)
 
 
-def on_one(q, k, v, sinks, /, **options):
-    return local_attention(q, k, v, sinks=sinks, **options)
+def on_one(q, k, v, sinks, preparation, /, **options):
+    options |= {"sinks": sinks, "preparation": preparation}
+    return local_attention(q, k, v, **options)
 
 
 def over_shards(shards, *, check=True):
     """Returns `on_one` over so many shards; the window may be traced."""
     mesh = mesh_of(context=shards)
 
-    def function(q, k, v, sinks, /, *, window, segment_ids, **options):
+    def function(q, k, v, sinks, preparation, /, *, window, segment_ids, **options):
         given = {"q": q, "k": k, "v": v, "segment_ids": segment_ids, "sinks": sinks}
+        given["preparation"] = preparation
         traced = isinstance(window, jax.Array)
         if traced:
             given["window"] = window
@@ -52,7 +65,10 @@ def over_shards(shards, *, check=True):
             options["window"] = window
         given = {name: x for name, x in given.items() if x is not None}
         whole = {"sinks", "window"}
-        specs = {x: P() if x in whole else P(None, "context") for x in given}
+        tokens = P(None, "context")
+        specs = {x: P() if x in whole else tokens for x in given}
+        if preparation is not None:
+            specs["preparation"] = Preparation(tokens, tokens, P())
 
         def body(given):
             tokens = [given.pop(x) for x in "qkv"]
@@ -62,7 +78,7 @@ def over_shards(shards, *, check=True):
             body,
             mesh=mesh,
             in_specs=(specs,),
-            out_specs=P(None, "context"),
+            out_specs=tokens,
             check_vma=check,
         )(given)
 

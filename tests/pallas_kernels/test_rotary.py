@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from swa_jax.layers.rotary import angles, rotate
+from pallas_kernels.rotary import angles, rotate
 
 
 def exact_angles(positions, *, width, theta):

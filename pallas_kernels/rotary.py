@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.checks import accumulation_dtype
+
 # A position is split into BLOCK * high + low. A float32 product position * frequency is
 # off by a tenth of a radian at position one million; both parts of the split are not.
 BLOCK = 1024
@@ -17,9 +19,9 @@ def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, /, *, theta: float) -> ja
 
     The dot product of a rotated query and a rotated key depends on the difference of
     their positions alone. Angles are within 1e-4 radians of the exact ones (modulo
-    2 pi) for 0 <= position < 4 million; the rotation is in float32, the result in x's
-    dtype. The two halves of a head are paired, as in Llama and GPT-NeoX, not
-    neighbours. Source: Su et al. 2021, eq. 34, arXiv:2104.09864.
+    2 pi) for 0 <= position < 4 million; the rotation is in float32 (float64 for
+    float64), the result in x's dtype. The two halves of a head are paired, as in Llama
+    and GPT-NeoX, not neighbours. Source: Su et al. 2021, eq. 34, arXiv:2104.09864.
     """
     return _turned(x_BTNH, positions_BT, theta, 1.0)
 
@@ -32,11 +34,31 @@ def turn_back(
 
 
 def _turned(x_BTNH, positions_BT, theta, sign):
-    angles_BT1F = angles(positions_BT, width=x_BTNH.shape[-1], theta=theta)[:, :, None]
-    cos, sin = jnp.cos(angles_BT1F), sign * jnp.sin(angles_BT1F)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
+    cos_BTF, sin_BTF = tables(positions_BT, width=x_BTNH.shape[-1], theta=theta)
+    wide_BTNH = x_BTNH.astype(accumulation_dtype(x_BTNH.dtype))
+    return turned(wide_BTNH, cos_BTF, sign * sin_BTF).astype(x_BTNH.dtype)
+
+
+def turned(x_BTNH: jax.Array, cos_BTF: jax.Array, sin_BTF: jax.Array, /) -> jax.Array:
+    """Returns x with pair (x_j, x_{j + H/2}) turned by the angles of these cosines and
+    sines, in x's dtype; tables of batch 1 serve every row."""
+    cos_BT1F, sin_BT1F = (
+        table_BTF[:, :, None].astype(x_BTNH.dtype) for table_BTF in (cos_BTF, sin_BTF)
+    )
+    first, second = jnp.split(x_BTNH, 2, axis=-1)
+    halves = [
+        first * cos_BT1F - second * sin_BT1F,
+        second * cos_BT1F + first * sin_BT1F,
+    ]
+    return jnp.concatenate(halves, axis=-1)
+
+
+def tables(
+    positions_BT: jax.Array, /, *, width: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns cosine and sine of `angles`, each of shape (B, T, width / 2)."""
+    angles_BTF = angles(positions_BT, width=width, theta=theta)
+    return jnp.cos(angles_BTF), jnp.sin(angles_BTF)
 
 
 def angles(positions_BT: jax.Array, /, *, width: int, theta: float) -> jax.Array:
