@@ -50,11 +50,9 @@ def load_keys(inputs: Inputs, keys: Keys, sizes: Sizes) -> Parts:
 
 def products(q: Parts, k: Parts, sizes: Sizes) -> jax.Array:
     """Returns q . k of rows and keys, RC."""
-    first, *others = (
-        backend.dot_transposed(x, y, precise=sizes.precise)
-        for x, y in zip(q, k, strict=True)
-    )
-    return sum(others, first)
+    parts = zip(q, k, strict=True)
+    dots = [backend.dot_transposed(x, y, precise=sizes.precise) for x, y in parts]
+    return sum(dots[1:], dots[0])
 
 
 def store(ref: Any, rows: Rows, parts: Parts, sizes: Sizes) -> None:
