@@ -65,7 +65,8 @@ class Run(NamedTuple):
         wait_until(self.reached.exists, self)
 
     def text(self) -> str:
-        return self.output.read_text(encoding="utf-8")
+        """Its output up to now; the run opens the file, a while after its start."""
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
 
 def wait_until(happened, run: Run) -> None:
