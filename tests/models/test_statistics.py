@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.local_attention import prepared
 from pallas_kernels.mlstm import mlstm
 from swa_jax.models.block import block
 from swa_jax.models.language_model import language_model
@@ -65,10 +66,13 @@ def test_the_attention_logits_are_those_of_the_window_and_the_segment(
     options = {"positions_BT": jnp.arange(T)[None], "segment_ids_BT": segments_BT}
     found = layer.statistics(x_BTD, window=window, **options)
     mixer, branches = layer.mixer.global_mixer, layer.mixer.branches
-    q_BTNH, k_BTKH = mixer._queries_and_keys(
+    *raw, preparations = mixer._raw(
         branches(layer.mixer_norm(x_BTD)), options["positions_BT"]
     )
-    q, k = (np.asarray(a[0], np.float64) for a in (q_BTNH, k_BTKH))
+    q, k = (
+        np.asarray(prepared(x_BTNH, preparation)[0], np.float64)
+        for x_BTNH, preparation in zip(raw, preparations, strict=True)
+    )
     group = q.shape[1] // k.shape[1]
     largest = max(
         q[t, n] @ k[s, n // group] / np.sqrt(q.shape[-1])

@@ -149,10 +149,12 @@ def test_wide_heads_in_full_float32_are_exact():
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), FORMS)
-@pytest.mark.parametrize("H", [2, 24, 32])
-@pytest.mark.parametrize("preparation", ["rotation", "norm and rotation"])
+@pytest.mark.parametrize(
+    ("preparation", "H"),
+    [("rotation", 24), ("norm and rotation", 2), ("norm and rotation", 32)],
+)
 def test_queries_are_prepared_exactly(preparation, H, implementation, dtype):
-    for T in (1, 63, 130):
+    for T in (1, 130):
         a = arrays(T, T=T, H=H, past=20, segments=3, preparation=preparation)
         options = {"windows": [2, 40], "softcap": 8.0, "sinks": True}
         check_against_reference(a, dtype, implementation, **options)
@@ -162,7 +164,7 @@ def test_preparation_of_full_float32_and_of_narrow_dtypes():
     a = arrays(3, B=1, T=40, N=2, K=1, H=200, preparation="norm and rotation")
     check_against_reference(a, "float32", "triton", windows=[7], precision="highest")
     for dtype in ("bfloat16", "float16"):
-        a = arrays(4, T=100, H=32, preparation="norm and rotation")
+        a = arrays(4, B=1, T=70, H=32, preparation="norm and rotation")
         check_against_reference(a, dtype, "triton", windows=[30])
 
 
