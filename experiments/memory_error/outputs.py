@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swa_jax.layers.normalization import standardized
+
 VALUES = ("h", "c", "n", "m")  # the output, and the memory after the last token
 GRADIENTS = ("dq", "dk", "dv", "di", "df", "dc", "dn", "dm")  # the last: memory before
 LOSSES = ("norm", "projection")
@@ -29,12 +31,7 @@ def cotangents(h_BTNP: jax.Array, weights_BTNP: jax.Array, /) -> dict[str, jax.A
     """
     dtype = jnp.float64 if h_BTNP.dtype == jnp.float64 else jnp.float32
     weights_BTNP = weights_BTNP.astype(dtype)
-    _, pullback = jax.vjp(_head_norm, h_BTNP.astype(dtype))
+    norm = lambda h_BTNP: standardized(h_BTNP, NORM_EPS)  # noqa: E731
+    _, pullback = jax.vjp(norm, h_BTNP.astype(dtype))
     found = {"norm": pullback(weights_BTNP)[0], "projection": weights_BTNP}
     return {loss: found[loss].astype(h_BTNP.dtype) for loss in LOSSES}
-
-
-def _head_norm(h_BTNP):
-    h_BTNP = h_BTNP - jnp.mean(h_BTNP, axis=-1, keepdims=True)
-    variance_BTN1 = jnp.mean(h_BTNP * h_BTNP, axis=-1, keepdims=True)
-    return h_BTNP * jax.lax.rsqrt(variance_BTN1 + NORM_EPS)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.sums import pairwise_sum
+
 
 class Read(NamedTuple):
     """h in two factors: h_BTNP times one_BTN.
@@ -64,7 +66,7 @@ def _times_backward(dtype, factors, dh_BTNP):
     del dtype
     h_BTNP, one_BTN = factors
     wide_BTNP, dh_BTNP = (_cast(x, one_BTN.dtype) for x in (h_BTNP, dh_BTNP))
-    done_BTN = jnp.einsum("btnp,btnp->btn", wide_BTNP, dh_BTNP, precision="highest")
+    done_BTN = pairwise_sum(wide_BTNP * dh_BTNP)
     # Times one, so that the derivative of this gradient is right too.
     return (dh_BTNP * one_BTN[..., None]).astype(h_BTNP.dtype), done_BTN
 

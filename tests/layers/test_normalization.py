@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swa_jax.layers.normalization import HeadNorm, RMSNorm
+from swa_jax.layers.normalization import HeadNorm, RMSNorm, standardized
+from tests.tolerances import assert_near
 
 
 def test_rms_norm():
@@ -38,3 +39,19 @@ def test_head_norm_is_a_layer_norm_of_each_head(size):
     actual = norm(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-6)
     assert norm(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_the_gradient_of_a_head_norm_is_that_of_its_formula():
+    x, dy = np.random.default_rng(1).standard_normal((2, 3, 5, 2, 70))
+
+    def formula(x):
+        deviation = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(deviation**2, axis=-1, keepdims=True)
+        return deviation / jnp.sqrt(variance + 0.01)
+
+    with jax.enable_x64(True):
+        wanted = jax.vjp(formula, jnp.asarray(x))[1](jnp.asarray(dy))
+        found = jax.vjp(lambda x: standardized(x, 0.01), jnp.asarray(x))[1](
+            jnp.asarray(dy)
+        )
+        assert_near(found, wanted, dtype="float64")
