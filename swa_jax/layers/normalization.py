@@ -1,6 +1,7 @@
 """Norms over the residual stream and over heads, in float32 inside."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ class HeadNorm(nnx.Module):
     def __call__(self, x_BTNP: jax.Array, /) -> jax.Array:
         """Returns y_BTNP in float32."""
         scale_11NP = self.scale[...].reshape(1, 1, *x_BTNP.shape[2:])
-        y_BTNP = scale_11NP * standardized(x_BTNP.astype(jnp.float32), self.eps)
+        y_BTNP: Any = standardized(x_BTNP.astype(jnp.float32), self.eps)
+        y_BTNP = scale_11NP * y_BTNP
         if self.bias is None:
             return y_BTNP
         return y_BTNP + self.bias[...].reshape(1, 1, *x_BTNP.shape[2:])
