@@ -12,7 +12,7 @@ from pallas_kernels.mlstm import MLSTMState, mlstm
 
 from .cases import Case, Inputs, draw
 from .errors import errors_of, largest
-from .outputs import GRADIENTS, VALUES, Outputs, cotangents
+from .outputs import GRADIENTS, LOSSES, NORM_EPS, VALUES, Outputs
 
 # "triton" takes float32 products by TF32, "triton-highest" in full.
 OURS = ("reference", "chunked", "triton", "triton-highest")
@@ -72,19 +72,23 @@ def check_truth(case: Case, /) -> float:
 
 @partial(jax.jit, static_argnames=("implementation",))
 def _outputs(inputs, weights_BTNP, *, implementation):
-    read = partial(_read, implementation=implementation)
-    h_BTNP, pullback, state = jax.vjp(read, inputs, has_aux=True)
-    found = cotangents(h_BTNP, weights_BTNP)
-    gradients = {loss: pullback(dh_BTNP)[0] for loss, dh_BTNP in found.items()}
+    """Returns the values, and the gradients of both losses: of h, and of the norm of it
+    that the operation makes for the layer."""
+    pullbacks = {}
+    for loss, how in (("norm", {"norm_eps": NORM_EPS}), ("projection", {"wide": True})):
+        read = partial(_read, implementation=implementation, **how)
+        h_BTNP, pullbacks[loss], state = jax.vjp(read, inputs, has_aux=True)
+    weights_BTNP = weights_BTNP.astype(h_BTNP.dtype)
+    gradients = {loss: pullbacks[loss](weights_BTNP)[0] for loss in LOSSES}
     return (h_BTNP, *state[:3]), gradients
 
 
-def _read(inputs, *, implementation):
-    """Returns h_BTNP, wide as the layer takes it, and the last state."""
+def _read(inputs, *, implementation, **how):
+    """Returns h_BTNP, or its norm, and the last state."""
     *tokens, c_BNHP, n_BNH, m_BN = inputs
     segment_B = jnp.zeros(m_BN.shape[:1], jnp.int32)
     state = MLSTMState(c_BNHP, n_BNH, m_BN, segment_B)
-    form = partial(mlstm, implementation=implementation, wide=True)
+    form = partial(mlstm, implementation=implementation, **how)
     if implementation == "reference":
         return _in_pieces(form, tokens, state)
     return form(*tokens, state=state)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swa_jax.layers.normalization import standardized
+from pallas_kernels.standardized import standardized
 
 VALUES = ("h", "c", "n", "m")  # the output, and the memory after the last token
 GRADIENTS = ("dq", "dk", "dv", "di", "df", "dc", "dn", "dm")  # the last: memory before

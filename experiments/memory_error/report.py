@@ -20,8 +20,9 @@ INTRODUCTION = (
     "value / the rms error over the rms value, the median over the seeds. bias: of the "
     "input gate; h: the output; c, n, m: the memory after the last token (c and n in "
     "the truth's scale); dq to df: gradients; dc, dn, dm: of the memory before the "
-    "first token. Ours hand h over in float32 (wide=True), as the layer takes it, and "
-    "get its cotangent in float32; the published forms in the dtype of the table. "
+    "first token. Behind the norm, ours make it themselves (norm_eps=), as the layer "
+    "has it; the published forms hand h to it in the dtype of the table. Without it, "
+    "ours hand h over in float32 (wide=True). "
     "README.md has the method."
 )
 TITLES = {

@@ -2,9 +2,10 @@
 
 The divisor of h passes zero, and its share of the gradient is sum_P dh h. Behind a norm
 of h (the mLSTM's head norm) that sum cancels to nothing, while 1 / divisor multiplies
-what rounding dh to bfloat16 leaves of it: whole percents of dq, dk and di. So the sum
-is taken before dh is rounded: h's divisor is a constant, and a float32 number per token
-and head, which is one, has its derivative.
+what rounding leaves of it: of a dh in bfloat16 whole percents of dq, dk and di. So h's
+divisor is a constant, and a float32 number per token and head, which is one, has its
+derivative: of a norm in closed form (`standardized_read`), else summed before dh is
+rounded (`joined`).
 """
 
 from functools import partial
@@ -13,6 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.checks import accumulation_dtype
+from pallas_kernels.standardized import (
+    standardize,
+    standardize_gradient,
+    standardized,
+)
 from pallas_kernels.sums import pairwise_sum
 
 
@@ -39,6 +46,40 @@ def divided(
     if m is not None:
         fixed *= jnp.exp(jax.lax.stop_gradient(m) - m)
     return h_P / fixed[..., None], fixed / divisor
+
+
+def standardized_read(read: Read, eps: float, /) -> jax.Array:
+    """Returns (h - mean(h)) / sqrt(var(h) + eps) of each token and head, in the dtype
+    of accumulation, with the derivative of h's divisor.
+
+    The length of h hardly matters to it, and so its divisor: the derivative by the
+    factor one is y eps / (var(h) + eps), and nothing is left to cancel.
+    """
+    h_BTNP, one_BTN = read
+    if one_BTN is None:
+        return standardized(h_BTNP.astype(accumulation_dtype(h_BTNP.dtype)), eps)
+    return _standardized(h_BTNP, one_BTN, eps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _standardized(h_BTNP, one_BTN, eps) -> Any:
+    return standardize(h_BTNP.astype(one_BTN.dtype) * one_BTN[..., None], eps)[0]
+
+
+def _standardized_forward(h_BTNP, one_BTN, eps):
+    return _standardized(h_BTNP, one_BTN, eps), (h_BTNP, one_BTN)
+
+
+def _standardized_backward(eps, factors, dy_BTNP):
+    h_BTNP, one_BTN = factors
+    one_BTN1 = one_BTN[..., None]
+    y_BTNP, inverse_BTN1 = standardize(h_BTNP.astype(one_BTN.dtype) * one_BTN1, eps)
+    dh_BTNP = standardize_gradient(y_BTNP, inverse_BTN1, dy_BTNP) * one_BTN1
+    shares_BTNP = dy_BTNP * y_BTNP * (eps * inverse_BTN1 * inverse_BTN1 / one_BTN1)
+    return dh_BTNP.astype(h_BTNP.dtype), pairwise_sum(shares_BTNP)
+
+
+_standardized.defvjp(_standardized_forward, _standardized_backward)
 
 
 def joined(read: Read, dtype: jax.typing.DTypeLike | None = None, /) -> jax.Array:

@@ -14,7 +14,7 @@ from pallas_kernels.checks import (
 )
 from pallas_kernels.dispatch import dispatch
 from pallas_kernels.matrix_memory.chunked import matrix_memory_chunked
-from pallas_kernels.matrix_memory.division import joined
+from pallas_kernels.matrix_memory.division import joined, standardized_read
 from pallas_kernels.matrix_memory.memory import Memory, Rules, Writes
 from pallas_kernels.matrix_memory.reference import matrix_memory_reference
 from pallas_kernels.matrix_memory.segments import resets
@@ -37,6 +37,7 @@ def mlstm(
     gate: Literal["exp", "sigmoid"] = "exp",
     normalize: bool = True,
     eps: float = 1e-6,
+    norm_eps: float | None = None,
     wide: bool = False,
     precision: Literal["highest"] | None = None,
     implementation: str | None = None,
@@ -53,10 +54,13 @@ def mlstm(
     - `segment_ids`: integers of shape (B, T). Where the id differs from the token
       before it (the state's last token included) the memory is emptied exactly.
     - `normalize`: False, for the sigmoid gate only, leaves out the division.
+    - `norm_eps`: if given, (h - mean(h)) / sqrt(var(h) + norm_eps) of each head in the
+      place of h, in float32 (float64 for float64): the layer's norm but for its scale.
+      The derivative of the divisor is sum_P dh h, which a norm cancels to nothing but
+      rounding; here it is taken in closed form.
     - `wide`: True hands h over in float32 (float64 for float64), its values still those
-      of the dtype of q. For a norm behind h, such as the layer's: the derivative of
-      the divisor is sum_P dh h, which a norm cancels to nothing; of a dh that has been
-      rounded to bfloat16 whole percents of dq, dk and di would be left in its place.
+      of the dtype of q. For another norm behind h: of a dh that has been rounded to
+      bfloat16 whole percents of dq, dk and di would be left in the place of that sum.
     - `precision`: "highest" multiplies float32 in full in the Triton form too, not in
       TF32, as jax.default_matmul_precision does.
     - `implementation`: None chooses; "triton" is kernels for GPUs; "chunked" is plain
@@ -97,7 +101,10 @@ def mlstm(
         implementation=implementation,
     )
     m_BN = memory.m_BN if stabilise else jnp.zeros_like(state.m_BN)
-    h_BTNP = joined(read, dtype if wide else q_BTNH.dtype)
+    if norm_eps is None:
+        h_BTNP = joined(read, dtype if wide else q_BTNH.dtype)
+    else:
+        h_BTNP = standardized_read(read, norm_eps)
     return h_BTNP, MLSTMState(memory.c_BNHP, memory.n_BNH, m_BN, state.segment_id_B)
 
 

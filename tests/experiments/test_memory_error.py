@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +79,9 @@ def test_our_forms_hand_over_a_wide_output(form):
     from experiments.memory_error import ours
 
     inputs, weights = draw(dataclasses.replace(CASE, dtype="bfloat16"))
-    h, _ = jax.eval_shape(lambda *a: ours._read(*a, implementation=form), inputs)
-    assert h.dtype == jnp.float32
+    for how in ({"wide": True}, {"norm_eps": 1e-6}):
+        read = partial(ours._read, implementation=form, **how)
+        assert jax.eval_shape(read, inputs)[0].dtype == jnp.float32
     assert {x.dtype for x in cotangents(inputs.v_BTNP, weights).values()} == {
         jnp.dtype("bfloat16")
     }

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from swa_jax.layers.normalization import HeadNorm, RMSNorm, standardized
+from pallas_kernels.standardized import standardized
+from swa_jax.layers.normalization import HeadNorm, RMSNorm
 from tests.tolerances import assert_near
 
 

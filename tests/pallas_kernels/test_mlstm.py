@@ -18,6 +18,7 @@ from pallas_kernels.mlstm import MLSTMState, initial_state, mlstm
 from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
 
+EPS = 1e-6  # of the norm
 IMPLEMENTATIONS = ["chunked", "reference"]
 NAMES = ("q", "k", "v", "i", "f", "c", "n", "m")
 
@@ -152,20 +153,25 @@ def test_first_and_second_gradients_are_those_of_the_values(implementation):
         check_grads(numbers, (jax.tree.map(jnp.asarray, a),), order=2, modes=["rev"])
 
 
-@partial(jax.jit, static_argnames=("dtype", "implementation", "wide", "remat"))
+@partial(jax.jit, static_argnames=("dtype", "implementation", "how", "remat"))
 def gradients_behind_a_norm(
-    a, weights, /, *, dtype, implementation, wide=True, remat=False
+    a, weights, /, *, dtype, implementation, how=("wide", True), remat=False
 ):
-    """Returns the gradients of a projection of the layer's head norm of h, in dtype."""
+    """Returns the gradients of a projection of the layer's head norm of h, in dtype;
+    `how` says how h is handed to it."""
+    name, value = how
 
     def read(a):
-        return run(a, implementation=implementation, wide=wide)[0].astype(dtype)
+        h = run(a, implementation=implementation, **{name: value})[0].astype(dtype)
+        if name == "norm_eps":
+            return h
+        h -= jnp.mean(h, axis=-1, keepdims=True)
+        variance = jnp.mean(h * h, axis=-1, keepdims=True)
+        return h * jax.lax.rsqrt(variance + EPS)
 
     def loss(a):
         h = jax.checkpoint(read)(a) if remat else read(a)
-        h -= jnp.mean(h, axis=-1, keepdims=True)
-        variance = jnp.mean(h * h, axis=-1, keepdims=True)
-        return jnp.sum(h * jax.lax.rsqrt(variance + 1e-6) * weights.astype(dtype))
+        return jnp.sum(h * weights.astype(dtype))
 
     return jax.grad(loss)(a)
 
@@ -196,9 +202,11 @@ def worst_behind_a_norm(input_bias, /, **options):
     "implementation",
     [pytest.param("triton", marks=pytest.mark.slow), *IMPLEMENTATIONS],
 )
+@pytest.mark.parametrize("how", [("wide", True), ("norm_eps", EPS)])
 @pytest.mark.parametrize("input_bias", [0.0, 3.0])
-def test_behind_a_norm_bfloat16_keeps_the_gradients(input_bias, implementation):
-    assert worst_behind_a_norm(input_bias, implementation=implementation) < 6e-3
+def test_behind_a_norm_bfloat16_keeps_the_gradients(input_bias, how, implementation):
+    options = {"implementation": implementation, "how": how}
+    assert worst_behind_a_norm(input_bias, **options) < 6e-3
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -210,7 +218,7 @@ def test_an_output_that_is_computed_again_is_rounded_again(implementation):
 
 @pytest.mark.parametrize("input_bias", [0.0, 3.0])
 def test_a_cotangent_that_is_rounded_first_does_not_keep_them(input_bias):
-    options = {"implementation": "chunked", "wide": False}
+    options = {"implementation": "chunked", "how": ("wide", False)}
     assert worst_behind_a_norm(input_bias, **options) > 8e-3
 
 

@@ -78,10 +78,10 @@ class MLSTM(nnx.Module):
             state=state,
             segment_ids=segment_ids_BT,
             gate=self.gate,
-            wide=True,
+            norm_eps=self.head_norm.eps,
         )
         open_BTM = jax.nn.sigmoid(branches["gate"].astype(jnp.float32))
-        h_BTM = self.head_norm(h_BTNP).reshape(open_BTM.shape)
+        h_BTM = self.head_norm.scaled(h_BTNP).reshape(open_BTM.shape)
         return h_BTM * open_BTM, None if state is None else new_state
 
     def statistics(
