@@ -17,7 +17,6 @@ from pallas_kernels.local_attention import (
     Past,
     Preparation,
     local_attention,
-    prepared,
 )
 from tests.pallas_kernels.lengths import LENGTHS
 from tests.tolerances import assert_near
@@ -62,11 +61,6 @@ def operation(*arrays, implementation=None, **options):
     named = implementation == "triton"
     with backend.interpreted() if named else contextlib.nullcontext():
         return local_attention(*arrays, implementation=implementation, **options)
-
-
-def preparation_of(shape, dtype=np.float32):
-    """Returns two tables of zeros."""
-    return (np.zeros(shape, dtype), np.zeros(shape, dtype))
 
 
 def attend(
@@ -146,47 +140,6 @@ def test_wide_heads_in_full_float32_are_exact():
     a = arrays(3, B=1, T=40, N=2, K=1, H=200)
     options = {"windows": [7], "precision": "highest"}
     check_against_reference(a, "float32", "triton", **options)
-
-
-@pytest.mark.parametrize(("implementation", "dtype"), FORMS)
-@pytest.mark.parametrize(
-    ("preparation", "H"),
-    [("rotation", 24), ("norm and rotation", 2), ("norm and rotation", 32)],
-)
-def test_queries_are_prepared_exactly(preparation, H, implementation, dtype):
-    for T in (1, 130):
-        a = arrays(T, T=T, H=H, past=20, segments=3, preparation=preparation)
-        options = {"windows": [2, 40], "softcap": 8.0, "sinks": True}
-        check_against_reference(a, dtype, implementation, **options)
-
-
-def test_preparation_of_full_float32_and_of_narrow_dtypes():
-    a = arrays(3, B=1, T=40, N=2, K=1, H=200, preparation="norm and rotation")
-    check_against_reference(a, "float32", "triton", windows=[7], precision="highest")
-    for dtype in ("bfloat16", "float16"):
-        a = arrays(4, B=1, T=70, H=32, preparation="norm and rotation")
-        check_against_reference(a, dtype, "triton", windows=[30])
-
-
-def test_an_odd_head_has_no_pairs_to_rotate():
-    a = {n: x[..., :3] if n in "qkv" else x for n, x in arrays(0, T=4, H=4).items()}
-    cos = np.ones((1, 4, 1))
-    with pytest.raises(ValueError, match="even head width; got 3"):
-        attend({**a, "cos": cos, "sin": cos}, window=2)
-
-
-def test_a_prepared_query_is_normed_then_turned_pair_by_pair():
-    a = arrays(5, T=9, H=8, preparation="norm and rotation")
-    mean = np.mean(a["q"] ** 2, axis=-1, keepdims=True)
-    normed = a["scale"] * a["q"] / np.sqrt(mean + EPS)
-    turns = (a["cos"] + 1j * a["sin"])[:, :, None]
-    pairs = (normed[..., :4] + 1j * normed[..., 4:]) * turns
-    wanted = np.concatenate([pairs.real, pairs.imag], axis=-1)
-    with jax.enable_x64(True):
-        exact = {name: jnp.asarray(x) for name, x in a.items()}
-        tables = Preparation(*(exact[name] for name in TABLES), eps=EPS)
-        assert_near(prepared(exact["q"], tables), wanted, dtype="float64")
-        assert prepared(exact["q"], None) is exact["q"]
 
 
 @pytest.mark.parametrize("implementation", ["triton", "chunked"])
@@ -420,17 +373,6 @@ def test_agrees_with_jax_dot_product_attention():
         ({"q": np.zeros((2, 8, 4, 4), np.int32)}, "floating"),
         ({"q": np.zeros((2, 8, 4, 4), np.float16)}, "one dtype"),
         ({"implementation": "fast"}, "implementation"),
-        ({"preparation": preparation_of((2, 8, 2))[:2]}, "as a Preparation"),
-        ({"preparation": Preparation(*preparation_of((2, 8, 4)))}, "cos_BTF of shape"),
-        ({"preparation": Preparation(*preparation_of((2, 7, 2)))}, "cos_BTF of shape"),
-        (
-            {"preparation": Preparation(*preparation_of((1, 8, 2)), np.ones(3))},
-            "scale_H of shape",
-        ),
-        (
-            {"preparation": Preparation(*preparation_of((1, 8, 2), np.float16))},
-            "in float32",
-        ),
         (
             {
                 "past": Past(*[np.zeros((2, 3, 2, 4), np.float32)] * 2),
